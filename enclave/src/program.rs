@@ -11,6 +11,8 @@ pub const MAX_RANK: usize = 8;
 pub const PANEL_WIDTH: usize = 32;
 pub const ALIGNMENT: u64 = 64;
 pub const MAX_PADDED_CHANNELS: usize = 16384;
+/// Float32 elements between what belongs to one point of a transformed tile and to the next.
+pub const WINOGRAD_GAP: usize = 32;
 pub const MAX_MAP_REGISTERS: usize = 32;
 pub const TAG_SIZE: usize = 16;
 

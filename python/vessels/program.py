@@ -19,7 +19,8 @@ the enclave's validator:
 * ``size`` is bytes, ``count`` is elements (or items), offsets are bytes.
 * An output never overlaps an input, except that :class:`Map` may write exactly
   the view it reads, and :class:`Conv`, :class:`Winograd` and
-  :class:`Depthwise` may write exactly the view of their residual.
+  :class:`Depthwise` may write exactly the view of their residual (a :class:`Conv`
+  only when its depth is not cut: partial sums rest in the output).
 
 The encoding is CBOR (RFC 8949, core deterministic encoding); ``docs/format.md``
 specifies it. Floats travel as the integer of their IEEE 754 bits.
@@ -49,6 +50,11 @@ ALIGNMENT = 64
 MAX_PADDED_CHANNELS = 16384
 """Most input channels of a convolution that reads padding: the enclave holds
 one shared row of zeros of this many float32."""
+
+
+WINOGRAD_GAP = 32
+"""Float32 elements between what belongs to one of a transformed tile's 36 points
+and to the next, so that they do not meet in one set of the L1 cache."""
 
 
 class DType(enum.IntEnum):
@@ -313,8 +319,9 @@ class Winograd(Instruction):
     """3x3 stride-1 convolution by Winograd F(4x4, 3x3) (Lavin and Gray, 2016); float32.
 
     Semantics are those of :class:`Conv` with ``kernel`` (3, 3), ``stride`` and
-    ``dilation`` (1, 1). Its depth is channels. ``workspace`` is dense float32; for
-    how it is divided and how large it must be see :func:`winograd_scratch_count`.
+    ``dilation`` (1, 1). Its depth is channels; a chunk holds one panel or a piece of one.
+    ``workspace`` is dense float32; for how it is divided and how large it must be see
+    :func:`winograd_scratch_count`.
     """
 
     kind = 2
@@ -348,23 +355,25 @@ def winograd_scratch_count(
     """Float32 elements of workspace that a :class:`Winograd` needs.
 
     ``T`` is the number of 4x4 output tiles, ``B`` is ``tile_block`` (tiles that go
-    through the 36 products together), ``P`` is the summed panel width:
+    through the 36 products together), ``N = ceil(T/B)``, ``P`` is the summed panel
+    width of ``Q`` panels, ``D`` is ``depth_per_chunk``, ``G`` is :data:`WINOGRAD_GAP`:
 
-    * ``INPUT``: ``36 C ceil(T/B) B`` shared, then for each thread
-      ``36 * 32 * depth_per_chunk + 36 * 32 * ceil(T/B) B``.
-    * ``PARAMETERS``: ``36 C P + P`` shared, then for each thread
-      ``36 C B + 36 * 32 B``.
+    * ``INPUT``: ``36 N (C B + G)`` shared, then for each thread
+      ``36 (32 D + G) + 36 N (32 B + G)``.
+    * ``PARAMETERS``: ``36 (C P + Q G) + P`` shared, then for each thread
+      ``36 (C B + G) + 36 (32 B + G)``.
     """
     n, height, width, out_channels = output_shape
-    tiles = n * -(-height // 4) * -(-width // 4)
-    tiles = align(tiles, tile_block)
+    blocks = -(-n * -(-height // 4) * -(-width // 4) // tile_block)
+    values = 36 * (channel_count * tile_block + WINOGRAD_GAP)
+    sums = 36 * (PANEL_WIDTH * tile_block + WINOGRAD_GAP)
     if mode == WinogradMode.INPUT:
-        shared = 36 * channel_count * tiles
-        private = 36 * PANEL_WIDTH * (depth_per_chunk + tiles)
+        shared = blocks * values
+        private = 36 * (PANEL_WIDTH * depth_per_chunk + WINOGRAD_GAP) + blocks * sums
     else:
-        panels = sum(panel_widths(out_channels))
-        shared = 36 * channel_count * panels + panels
-        private = 36 * tile_block * (channel_count + PANEL_WIDTH)
+        widths = panel_widths(out_channels)
+        shared = 36 * (channel_count * sum(widths) + len(widths) * WINOGRAD_GAP) + sum(widths)
+        private = values + sums
     return shared + thread_count * private
 
 

@@ -1,0 +1,1 @@
+"""Networks and measurements that Vessels is judged by."""

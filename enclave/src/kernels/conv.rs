@@ -1,0 +1,521 @@
+//! Direct convolution: an indirect GEMM over channels-last images.
+//!
+//! A register tile holds `P` output pixels by one or two vectors of output
+//! channels. For each tap of the kernel the tile has a pointer to each pixel's
+//! input row (a shared row of zeros where the tap falls outside), and multiplies
+//! along the channels with the parameters of the panel, which lie in the order
+//! they are read. A matrix product is the case of one tap.
+
+use super::epilogue::Epilogue;
+use super::simd::Simd;
+use super::{Isa, share_evenly, split};
+use crate::machine::Context;
+use crate::program::{Conv, MAX_PADDED_CHANNELS, PANEL_WIDTH, View};
+use crate::refusal::Refusal;
+
+/// Most pixels of any register tile.
+const MAX_TILE: usize = 14;
+
+/// The input row of a tap that falls outside the image.
+pub static ZEROS: [f32; MAX_PADDED_CHANNELS] = [0.0; MAX_PADDED_CHANNELS];
+
+/// The channels-last image a view describes; strides in elements.
+#[derive(Clone, Copy)]
+pub struct Image {
+    pub data: *mut f32,
+    pub count: usize,
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+    pub image_stride: isize,
+    pub row_stride: isize,
+    pub column_stride: isize,
+}
+
+impl Image {
+    /// The image behind a validated rank-4 view.
+    pub fn new(view: &View, cx: &Context) -> Image {
+        let dim = |i: usize| view.shape.get(i).map_or(1, |&d| d as usize);
+        let stride = |i: usize| view.strides.get(i).map_or(0, |&s| s as isize);
+        Image {
+            data: cx.pool.at(view.offset).cast(),
+            count: dim(0),
+            height: dim(1),
+            width: dim(2),
+            channels: dim(3),
+            image_stride: stride(0),
+            row_stride: stride(1),
+            column_stride: stride(2),
+        }
+    }
+
+    /// Address of a pixel's first channel; may lie outside the image and is then only compared
+    /// or moved, never read.
+    #[inline(always)]
+    pub fn pixel(&self, n: usize, y: isize, x: isize) -> *mut f32 {
+        self.data.wrapping_offset(
+            n as isize * self.image_stride + y * self.row_stride + x * self.column_stride,
+        )
+    }
+}
+
+/// One output pixel of a register tile.
+#[derive(Clone, Copy)]
+struct Pixel {
+    /// Input address of the kernel's first tap.
+    input: *const f32,
+    y: i32,
+    x: i32,
+    output: *mut f32,
+    residual: *const f32,
+}
+
+/// Everything a register tile needs; only validated instructions make one.
+struct Tile<'a> {
+    pixels: [Pixel; MAX_TILE],
+    /// No tap of any pixel falls outside the input.
+    inside: bool,
+    channels: usize,
+    kernel_width: usize,
+    height: i32,
+    width: i32,
+    dilation: [i32; 2],
+    row_step: isize,
+    column_step: isize,
+    /// The reduction's part `[start, end)`, tap-major.
+    depth: [usize; 2],
+    /// Parameters of the panel at `depth[0]`, and its bias.
+    panel: *const f32,
+    panel_width: usize,
+    bias: *const f32,
+    /// First output channel of the panel, and how many channels it stores.
+    channel: usize,
+    valid: usize,
+    first: bool,
+    last: bool,
+    epilogue: &'a Epilogue,
+}
+
+type TileFn = unsafe fn(&Tile);
+
+/// # Safety
+/// As [`Simd`]; `tile` describes `P` pixels and lies in the pool as validated.
+#[inline(always)]
+unsafe fn tile<S: Simd, const P: usize, const V: usize>(tile: &Tile) {
+    // SAFETY: the validator has checked that every tap of every pixel is inside the input or,
+    // where it is not, that a row has at most MAX_PADDED_CHANNELS; that panels hold
+    // depth * panel_width elements; and that outputs and residuals hold `valid` channels.
+    unsafe {
+        let mut sum = [[S::splat(0.0); V]; P];
+        for p in 0..P {
+            for v in 0..V {
+                sum[p][v] = if tile.first {
+                    S::load(tile.bias.add(v * S::LANES))
+                } else {
+                    let partial = tile.pixels[p].output.add(tile.channel + v * S::LANES);
+                    let count = tile.valid.saturating_sub(v * S::LANES).min(S::LANES);
+                    S::load_part(partial, count)
+                };
+            }
+        }
+        let [mut k, end] = tile.depth;
+        let mut panel = tile.panel;
+        while k < end {
+            let (tap, c) = (k / tile.channels, k % tile.channels);
+            let (ky, kx) = (tap / tile.kernel_width, tap % tile.kernel_width);
+            let count = (tile.channels - c).min(end - k);
+            let step = ky as isize * tile.row_step + kx as isize * tile.column_step;
+            let (dy, dx) = (ky as i32 * tile.dilation[0], kx as i32 * tile.dilation[1]);
+            let mut rows = [core::ptr::null::<f32>(); P];
+            for p in 0..P {
+                let pixel = &tile.pixels[p];
+                let (y, x) = (pixel.y + dy, pixel.x + dx);
+                let inside = tile.inside
+                    || ((y as u32) < tile.height as u32 && (x as u32) < tile.width as u32);
+                rows[p] = if inside {
+                    pixel.input.wrapping_offset(step).wrapping_add(c)
+                } else {
+                    ZEROS.as_ptr()
+                };
+            }
+            if P <= 2 {
+                multiply_few::<S, P, V>(&mut sum, &rows, panel, tile.panel_width, count);
+            } else {
+                multiply::<S, P, V>(&mut sum, &rows, panel, tile.panel_width, count);
+            }
+            panel = panel.add(count * tile.panel_width);
+            k += count;
+        }
+        for p in 0..P {
+            let pixel = &tile.pixels[p];
+            let output = pixel.output.add(tile.channel);
+            if tile.last {
+                let residual = pixel.residual;
+                let residual = if residual.is_null() {
+                    residual
+                } else {
+                    residual.add(tile.channel)
+                };
+                tile.epilogue
+                    .store::<S, V>(output, residual, sum[p], tile.valid);
+            } else {
+                for v in 0..V {
+                    let count = tile.valid.saturating_sub(v * S::LANES).min(S::LANES);
+                    S::store_part(output.add(v * S::LANES), sum[p][v], count);
+                }
+            }
+        }
+    }
+}
+
+/// `sum[p] += rows[p][..count] * panel[..count]`, four steps of the reduction at a time.
+///
+/// # Safety
+/// As [`Simd`]; `rows` hold `count` elements, `panel` `count * width` and `V` vectors beyond.
+#[inline(always)]
+pub unsafe fn multiply<S: Simd, const P: usize, const V: usize>(
+    sum: &mut [[S::V; V]; P],
+    rows: &[*const f32; P],
+    panel: *const f32,
+    width: usize,
+    count: usize,
+) {
+    // SAFETY: the caller upholds the contract above.
+    unsafe {
+        let mut k = 0;
+        // Large tiles fill the registers and the pipeline; unrolled, they would spill.
+        if P * V <= 16 {
+            while k + 4 <= count {
+                for step in 0..4 {
+                    multiply_step::<S, P, V>(sum, rows, panel.add((k + step) * width), k + step);
+                }
+                k += 4;
+            }
+        }
+        while k < count {
+            multiply_step::<S, P, V>(sum, rows, panel.add(k * width), k);
+            k += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn multiply_step<S: Simd, const P: usize, const V: usize>(
+    sum: &mut [[S::V; V]; P],
+    rows: &[*const f32; P],
+    panel: *const f32,
+    k: usize,
+) {
+    // SAFETY: the caller upholds the contract above.
+    unsafe {
+        let mut b = [S::splat(0.0); V];
+        for v in 0..V {
+            b[v] = S::load(panel.add(v * S::LANES));
+        }
+        for p in 0..P {
+            let a = S::splat(*rows[p].add(k));
+            for v in 0..V {
+                sum[p][v] = S::fma(a, b[v], sum[p][v]);
+            }
+        }
+    }
+}
+
+/// [`multiply`] for tiles of so few pixels that the latency of one chain of sums would bind:
+/// four chains.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn multiply_few<S: Simd, const P: usize, const V: usize>(
+    sum: &mut [[S::V; V]; P],
+    rows: &[*const f32; P],
+    panel: *const f32,
+    width: usize,
+    count: usize,
+) {
+    // SAFETY: the caller upholds the contract above.
+    unsafe {
+        let mut sums = [[[S::splat(0.0); V]; P]; 4];
+        let mut k = 0;
+        while k + 4 <= count {
+            for step in 0..4 {
+                let panel = panel.add((k + step) * width);
+                multiply_step::<S, P, V>(&mut sums[step], rows, panel, k + step);
+            }
+            k += 4;
+        }
+        while k < count {
+            multiply_step::<S, P, V>(&mut sums[0], rows, panel.add(k * width), k);
+            k += 1;
+        }
+        for p in 0..P {
+            for v in 0..V {
+                let pairs = S::add(
+                    S::add(sums[0][p][v], sums[1][p][v]),
+                    S::add(sums[2][p][v], sums[3][p][v]),
+                );
+                sum[p][v] = S::add(sum[p][v], pairs);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile`]; the CPU has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn tile_avx512<const P: usize, const V: usize>(t: &Tile) {
+    // SAFETY: the caller upholds the contract above.
+    unsafe { tile::<super::simd::Avx512, P, V>(t) }
+}
+
+/// # Safety
+/// As [`tile`]; the CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_avx2<const P: usize, const V: usize>(t: &Tile) {
+    // SAFETY: the caller upholds the contract above.
+    unsafe { tile::<super::simd::Avx2, P, V>(t) }
+}
+
+/// # Safety
+/// As [`tile`].
+unsafe fn tile_portable<const P: usize, const V: usize>(t: &Tile) {
+    // SAFETY: the caller upholds the contract above.
+    unsafe { tile::<super::simd::Portable, P, V>(t) }
+}
+
+/// The register tiles of an instruction set, by number of pixels less one, for panels of
+/// 16 and of 32; and the channels one of them covers.
+struct Tiles {
+    narrow: &'static [TileFn],
+    wide: &'static [TileFn],
+    narrow_width: usize,
+    wide_width: usize,
+}
+
+macro_rules! tiles {
+    ($name:ident, [$($p:literal)*], $v:literal) => {
+        &[$($name::<$p, $v>),*]
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+static AVX512: Tiles = Tiles {
+    narrow: tiles!(tile_avx512, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], 1),
+    wide: tiles!(tile_avx512, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], 2),
+    narrow_width: 16,
+    wide_width: 32,
+};
+#[cfg(target_arch = "x86_64")]
+static AVX2: Tiles = Tiles {
+    narrow: tiles!(tile_avx2, [1 2 3 4 5 6], 2),
+    wide: tiles!(tile_avx2, [1 2 3 4 5 6], 2),
+    narrow_width: 16,
+    wide_width: 16,
+};
+static PORTABLE: Tiles = Tiles {
+    narrow: tiles!(tile_portable, [1 2 3 4 5 6], 2),
+    wide: tiles!(tile_portable, [1 2 3 4 5 6], 2),
+    narrow_width: 8,
+    wide_width: 8,
+};
+
+impl Tiles {
+    fn of(isa: Isa) -> &'static Tiles {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            _ => &PORTABLE,
+        }
+    }
+}
+
+/// Width of the panel that starts at `channel` of `channels`.
+pub fn panel_width(channel: usize, channels: usize) -> usize {
+    if channels - channel <= 16 {
+        16
+    } else {
+        PANEL_WIDTH
+    }
+}
+
+/// Runs the convolution; every worker of the team calls it.
+///
+/// Work is shared out as groups of panels by parts of the pixels: a worker keeps a decrypted
+/// chunk for all the parts it takes.
+pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
+    let tiles = Tiles::of(cx.isa);
+    let input = Image::new(&conv.input, cx);
+    let output = Image::new(&conv.output, cx);
+    let residual = conv.residual.as_ref().map(|view| Image::new(view, cx));
+    let epilogue = Epilogue::new(&conv.activation, conv.residual_after);
+    let [kernel_height, kernel_width] = conv.kernel.map(|k| k as usize);
+    let dilation = conv.dilation.map(|d| d as i32);
+    let (stride_y, stride_x) = (conv.stride[0] as usize, conv.stride[1] as usize);
+    let (top, left) = (conv.padding[0] as isize, conv.padding[1] as isize);
+
+    let depth = kernel_height * kernel_width * input.channels;
+    let depth_per_chunk = (conv.cut.depth_per_chunk as usize).min(depth);
+    let pieces = depth.div_ceil(depth_per_chunk);
+    let panels_per_chunk = conv.cut.panels_per_chunk as usize;
+    let groups = conv.cut.chunk_count as usize / pieces;
+    let pixels = output.count * output.height * output.width;
+    let parts = pixel_parts(groups, pieces, pixels.div_ceil(MAX_TILE), cx.worker.count());
+
+    // The kernel reaches past the input for some pixel.
+    let reach_y = (output.height - 1) * stride_y + (kernel_height - 1) * dilation[0] as usize;
+    let reach_x = (output.width - 1) * stride_x + (kernel_width - 1) * dilation[1] as usize;
+    let padded = top > 0
+        || left > 0
+        || reach_y >= input.height + top as usize
+        || reach_x >= input.width + left as usize;
+
+    // Rows a multiple of 4 KiB apart share one set of the L1 cache: no more of them than its ways.
+    let aliased = (input.column_stride * stride_x as isize) % 1024 == 0;
+    let largest = if aliased {
+        tiles.wide.len().min(7)
+    } else {
+        tiles.wide.len()
+    };
+
+    let unset = Pixel {
+        input: core::ptr::null(),
+        y: 0,
+        x: 0,
+        output: core::ptr::null_mut(),
+        residual: core::ptr::null(),
+    };
+    let mut job = Tile {
+        pixels: [unset; MAX_TILE],
+        inside: !padded,
+        channels: input.channels,
+        kernel_width,
+        height: input.height as i32,
+        width: input.width as i32,
+        dilation,
+        row_step: dilation[0] as isize * input.row_stride,
+        column_step: dilation[1] as isize * input.column_stride,
+        depth: [0, 0],
+        panel: core::ptr::null(),
+        panel_width: 0,
+        bias: core::ptr::null(),
+        channel: 0,
+        valid: 0,
+        first: false,
+        last: false,
+        epilogue: &epilogue,
+    };
+
+    for item in cx.worker.share(groups * parts) {
+        let (group, part) = (item / parts, item % parts);
+        let part = split(&(0..pixels), parts, part);
+        let first_channel = group * panels_per_chunk * PANEL_WIDTH;
+        let last_channel = (first_channel + panels_per_chunk * PANEL_WIDTH).min(output.channels);
+        for piece in 0..pieces {
+            let chunk = cx
+                .stream
+                .chunk(conv.cut.first_chunk + (group * pieces + piece) as u32)?;
+            job.depth = [
+                piece * depth_per_chunk,
+                ((piece + 1) * depth_per_chunk).min(depth),
+            ];
+            job.first = piece == 0;
+            job.last = piece + 1 == pieces;
+            let rows = 1 + job.depth[1] - job.depth[0];
+            let tile_count = part.len().div_ceil(largest);
+            for tile in (0..tile_count).map(|index| split(&part, tile_count, index)) {
+                place(
+                    &mut job,
+                    tile.clone(),
+                    &input,
+                    &output,
+                    residual.as_ref(),
+                    |y, x| {
+                        (
+                            (y * stride_y) as isize - top,
+                            (x * stride_x) as isize - left,
+                        )
+                    },
+                );
+                let (mut channel, mut panel) = (first_channel, chunk.as_ptr());
+                while channel < last_channel {
+                    let width = panel_width(channel, output.channels);
+                    let (functions, step) = if width == PANEL_WIDTH {
+                        (tiles.wide, tiles.wide_width)
+                    } else {
+                        (tiles.narrow, tiles.narrow_width)
+                    };
+                    job.panel_width = width;
+                    let mut column = 0;
+                    while column < width && channel + column < last_channel {
+                        job.channel = channel + column;
+                        job.valid = (last_channel - job.channel).min(step);
+                        job.bias = panel.wrapping_add(column);
+                        job.panel = panel.wrapping_add(width + column);
+                        if let Some(function) = functions.get(tile.len() - 1) {
+                            // SAFETY: the instruction is validated, so the tile lies in the
+                            // pool and the chunk holds `rows * width` floats for each panel;
+                            // the CPU has the instruction set `Tiles::of` chose by.
+                            unsafe { function(&job) };
+                        }
+                        column += step;
+                    }
+                    panel = panel.wrapping_add(rows * width);
+                    channel += width;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets the tile's pixels to the flat output pixels `range`.
+fn place(
+    job: &mut Tile,
+    range: core::ops::Range<usize>,
+    input: &Image,
+    output: &Image,
+    residual: Option<&Image>,
+    origin: impl Fn(usize, usize) -> (isize, isize),
+) {
+    let plane = output.height * output.width;
+    let (mut n, mut y) = (range.start / plane, range.start % plane / output.width);
+    let mut x = range.start % output.width;
+    for pixel in job.pixels.iter_mut().take(range.len()) {
+        let (from_y, from_x) = origin(y, x);
+        *pixel = Pixel {
+            input: input.pixel(n, from_y, from_x),
+            y: from_y as i32,
+            x: from_x as i32,
+            output: output.pixel(n, y as isize, x as isize),
+            residual: residual.map_or(core::ptr::null(), |r| r.pixel(n, y as isize, x as isize)),
+        };
+        x += 1;
+        if x == output.width {
+            x = 0;
+            y += 1;
+            if y == output.height {
+                y = 0;
+                n += 1;
+            }
+        }
+    }
+}
+
+/// Into how many parts the pixels are split, so that `groups * parts` items divide evenly among
+/// workers. Where a panel has one chunk, further parts are free (the chunk stays open).
+fn pixel_parts(groups: usize, pieces: usize, tile_count: usize, workers: usize) -> usize {
+    let mut parts = share_evenly(groups, workers);
+    if pieces == 1 && workers > 1 {
+        while groups * parts < 8 * workers {
+            parts *= 2;
+        }
+    }
+    parts.min(tile_count).max(1)
+}

@@ -1,0 +1,128 @@
+//! `copy`: moves elements between views of one shape and type.
+
+use super::strided::{Loops, pairs};
+use crate::machine::Context;
+use crate::program::Copy as CopyInstruction;
+use crate::refusal::Refusal;
+
+/// Elements that one item of shared work moves, about.
+const GRAIN: usize = 8192;
+/// Elements of a transposed tile's side.
+const TILE: usize = 16;
+
+pub fn run(copy: &CopyInstruction, cx: &mut Context) -> Result<(), Refusal> {
+    let loops = Loops::sorted(pairs(&copy.input, &copy.output), 1);
+    let input = cx.pool.at(copy.input.offset);
+    let output = cx.pool.at(copy.output.offset);
+    match copy.input.dtype.size() {
+        1 => elements::<u8>(&loops, input, output, cx),
+        4 => elements::<u32>(&loops, input.cast(), output.cast(), cx),
+        _ => elements::<u64>(&loops, input.cast(), output.cast(), cx),
+    }
+    Ok(())
+}
+
+fn elements<T: Copy>(loops: &Loops<2>, input: *const T, output: *mut T, cx: &Context) {
+    let (length, strides) = loops.inner();
+    // The dimension along which the input is contiguous, if the innermost is not that.
+    let turned = (0..loops.rank() - 1).find(|&i| loops.dim(i).1 == [1, loops.dim(i).1[1]]);
+    match turned {
+        Some(dim) if strides[0] != 1 => transposed(loops, dim, input, output, cx),
+        _ => rows(loops, length, strides, input, output, cx),
+    }
+}
+
+fn rows<T: Copy>(
+    loops: &Loops<2>,
+    length: usize,
+    strides: [isize; 2],
+    input: *const T,
+    output: *mut T,
+    cx: &Context,
+) {
+    let outer = loops.outer_count();
+    // A long row is several items, or several short rows are one.
+    let parts = length.div_ceil(GRAIN);
+    let group = (GRAIN / length).max(1);
+    let item_count = outer.div_ceil(group) * parts;
+    for item in cx.worker.share(item_count) {
+        let part = super::split(&(0..length), parts, item % parts);
+        let first = item / parts * group;
+        for row in first..(first + group).min(outer) {
+            let [from, to] = loops.offsets(row);
+            let start = part.start as isize;
+            // SAFETY: the validator has checked every element of both views to lie in the pool
+            // and the views not to overlap; this part of a row is this worker's alone.
+            unsafe {
+                copy_row(
+                    input.offset(from + start * strides[0]),
+                    output.offset(to + start * strides[1]),
+                    part.len(),
+                    strides,
+                );
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `count` elements of `input` are readable and of `output` writable at the strides, apart.
+#[inline]
+pub unsafe fn copy_row<T: Copy>(
+    input: *const T,
+    output: *mut T,
+    count: usize,
+    strides: [isize; 2],
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match strides {
+            [1, 1] => core::ptr::copy_nonoverlapping(input, output, count),
+            [0, 1] => {
+                let value = *input;
+                for i in 0..count {
+                    *output.add(i) = value;
+                }
+            }
+            [from, to] => {
+                for i in 0..count as isize {
+                    *output.offset(i * to) = *input.offset(i * from);
+                }
+            }
+        }
+    }
+}
+
+/// Moves tiles of the innermost dimension by `dim`, so that both sides use whole cache lines.
+fn transposed<T: Copy>(
+    loops: &Loops<2>,
+    dim: usize,
+    input: *const T,
+    output: *mut T,
+    cx: &Context,
+) {
+    let (across, [_, across_step]) = loops.dim(dim);
+    let (length, [from_step, to_step]) = loops.inner();
+    let others = loops.without([dim, loops.rank() - 1]);
+    let outer = others.outer_count();
+    let bands = across.div_ceil(TILE);
+    for item in cx.worker.share(outer * bands) {
+        let [from, to] = others.offsets(item / bands);
+        let first = item % bands * TILE;
+        let last = (first + TILE).min(across);
+        for start in (0..length).step_by(TILE) {
+            let end = (start + TILE).min(length);
+            for j in first..last {
+                for i in start..end {
+                    let (i, j) = (i as isize, j as isize);
+                    // SAFETY: as in `rows`: every (i, j) of the two dimensions is an element of
+                    // both views, and this band is this worker's alone.
+                    unsafe {
+                        *output.offset(to + i * to_step + j * across_step) =
+                            *input.offset(from + i * from_step + j);
+                    }
+                }
+            }
+        }
+    }
+}

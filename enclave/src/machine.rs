@@ -1,0 +1,217 @@
+//! The machine: a validated program with its pool and its threads, ready to run.
+
+use crate::kernels::{self, Isa};
+use crate::pool::Pool;
+use crate::program::{Instruction, Program, View};
+use crate::refusal::Refusal;
+use crate::sealed::Parameters;
+use crate::stream::Stream;
+use crate::team::{Team, Worker};
+use crate::validate::Valid;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// What a kernel works with; each worker has its own.
+pub struct Context<'a> {
+    pub pool: &'a Pool,
+    pub worker: &'a Worker<'a>,
+    pub stream: &'a mut Stream<'a>,
+    pub isa: Isa,
+}
+
+/// What all workers share.
+struct Engine {
+    pool: Pool,
+    program: Valid<Program>,
+    parameters: Parameters,
+    isa: Isa,
+    timed: AtomicBool,
+    /// Nanoseconds per instruction of the last timed run.
+    times: Vec<AtomicU64>,
+    /// Why the run failed: the first reason given.
+    refusal: Mutex<Option<Refusal>>,
+}
+
+impl Engine {
+    fn refuse(&self, refusal: Refusal) {
+        self.refusal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(refusal);
+    }
+
+    /// One worker's part of a run: every instruction in order, a barrier after each.
+    fn work(&self, worker: &Worker<'_>) {
+        let mut stream = Stream::new(&self.pool, &self.program, &self.parameters, worker.index());
+        let mut cx = Context {
+            pool: &self.pool,
+            worker,
+            stream: &mut stream,
+            isa: self.isa,
+        };
+        let timed = worker.index() == 0 && self.timed.load(Ordering::Relaxed);
+        for (instruction, time) in self.program.instructions.iter().zip(&self.times) {
+            let start = timed.then(Instant::now);
+            if let Err(refusal) = dispatch(instruction, &mut cx) {
+                self.refuse(refusal);
+                worker.fail();
+                return;
+            }
+            worker.barrier();
+            if worker.failed() {
+                return;
+            }
+            if let Some(start) = start {
+                time.store(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn dispatch(instruction: &Instruction, cx: &mut Context) -> Result<(), Refusal> {
+    match instruction {
+        Instruction::Load(i) => kernels::load::run(i, cx),
+        Instruction::Conv(i) => kernels::conv::run(i, cx),
+        Instruction::Winograd(i) => kernels::winograd::run(i, cx),
+        Instruction::Depthwise(i) => kernels::depthwise::run(i, cx),
+        Instruction::MatMul(i) => kernels::matmul::run(i, cx),
+        Instruction::Pool(i) => kernels::pool::run(i, cx),
+        Instruction::Map(i) => kernels::map::run(i, cx),
+        Instruction::Reduce(i) => kernels::reduce::run(i, cx),
+        Instruction::Copy(i) => kernels::copy::run(i, cx),
+        Instruction::Gather(i) => kernels::gather::run(i, cx),
+    }
+}
+
+/// A loaded model.
+pub struct Machine {
+    engine: Arc<Engine>,
+    team: Team,
+}
+
+impl Machine {
+    /// Maps the pool, decrypts the resident chunks and starts the threads; after it nothing is
+    /// allocated. `thread_count` is at most the plan's.
+    pub fn load(
+        program: Valid<Program>,
+        parameters: Parameters,
+        isa: Isa,
+        thread_count: usize,
+    ) -> Result<Self, Refusal> {
+        let pool = Pool::map(program.layout.size())?;
+        load_resident(&pool, &program, &parameters)?;
+        let times = program
+            .instructions
+            .iter()
+            .map(|_| AtomicU64::new(0))
+            .collect();
+        let thread_count = thread_count.clamp(1, program.layout.thread_count as usize);
+        let engine = Arc::new(Engine {
+            pool,
+            program,
+            parameters,
+            isa,
+            timed: AtomicBool::new(false),
+            times,
+            refusal: Mutex::new(None),
+        });
+        let worker_engine = Arc::clone(&engine);
+        let team = Team::start(
+            thread_count,
+            Arc::new(move |w: &Worker| worker_engine.work(w)),
+        )?;
+        Ok(Machine { engine, team })
+    }
+
+    pub fn thread_count(&self) -> usize {
+        self.team.count()
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.engine.isa
+    }
+
+    pub fn pool_size(&self) -> u64 {
+        self.engine.pool.size()
+    }
+
+    pub fn instruction_count(&self) -> usize {
+        self.engine.program.instructions.len()
+    }
+
+    /// Bytes of all inputs.
+    pub fn input_size(&self) -> u64 {
+        self.engine.program.inputs.iter().map(size_of_view).sum()
+    }
+
+    /// Bytes of all outputs.
+    pub fn output_size(&self) -> u64 {
+        self.engine.program.outputs.iter().map(size_of_view).sum()
+    }
+
+    /// Reads all inputs, in order, into their places.
+    #[allow(unsafe_code)]
+    pub fn read_inputs(&mut self, source: &mut impl Read) -> std::io::Result<()> {
+        for view in &self.engine.program.inputs {
+            // SAFETY: no run is in progress while the machine is borrowed exclusively.
+            let place = unsafe { self.engine.pool.bytes_mut(view.offset, size_of_view(view)) };
+            source.read_exact(place)?;
+        }
+        Ok(())
+    }
+
+    /// Writes all outputs, in order.
+    #[allow(unsafe_code)]
+    pub fn write_outputs(&mut self, sink: &mut impl Write) -> std::io::Result<()> {
+        for view in &self.engine.program.outputs {
+            // SAFETY: no run is in progress while the machine is borrowed exclusively.
+            let place = unsafe { self.engine.pool.bytes_mut(view.offset, size_of_view(view)) };
+            sink.write_all(place)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the program on the inputs read.
+    pub fn run(&mut self, timed: bool) -> Result<(), Refusal> {
+        self.engine.timed.store(timed, Ordering::Relaxed);
+        if self.team.run() {
+            return Ok(());
+        }
+        let refusal = self
+            .engine
+            .refusal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        Err(refusal.unwrap_or(Refusal::Abandoned))
+    }
+
+    /// Nanoseconds each instruction of the last timed run took.
+    pub fn times(&self) -> impl Iterator<Item = u64> {
+        self.engine.times.iter().map(|t| t.load(Ordering::Relaxed))
+    }
+}
+
+/// Bytes of a dense, validated view.
+fn size_of_view(view: &View) -> u64 {
+    view.shape.iter().map(|&d| u64::from(d)).product::<u64>() * view.dtype.size()
+}
+
+/// Decrypts the resident chunks into their places.
+#[allow(unsafe_code)]
+fn load_resident(
+    pool: &Pool,
+    program: &Valid<Program>,
+    parameters: &Parameters,
+) -> Result<(), Refusal> {
+    for (index, chunk) in (0u32..).zip(&program.chunks) {
+        if let Some(offset) = chunk.resident_offset {
+            // SAFETY: nothing else uses the pool before the threads are started.
+            let place = unsafe { pool.bytes_mut(offset, chunk.size) };
+            parameters.open(index, place)?;
+        }
+    }
+    Ok(())
+}

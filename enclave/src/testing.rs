@@ -1,0 +1,250 @@
+//! What tests share: sealing a program, and running one from inputs to outputs.
+
+use crate::kernels::Isa;
+use crate::machine::Machine;
+use crate::program::{
+    Chunk, DType, Instruction, Layout, Map, MapOp, Program, TAG_SIZE, View,
+};
+use crate::refusal::Refusal;
+use crate::sealed::{Header, Opened, Port, Sealed, cipher, derive};
+use crate::validate::validate;
+use aws_lc_rs::aead::{Aad, Nonce};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+pub const KEY: [u8; 32] = [7; 32];
+const BUILD: [u8; 32] = [9; 32];
+
+pub fn view(offset: u64, dtype: DType, shape: &[u32], strides: &[i64]) -> View {
+    View { offset, dtype, shape: shape.to_vec(), strides: strides.to_vec() }
+}
+
+pub fn dense(offset: u64, dtype: DType, shape: &[u32]) -> View {
+    let mut strides = vec![1i64; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * i64::from(shape[i]);
+    }
+    view(offset, dtype, shape, &strides)
+}
+
+pub fn floats(offset: u64, shape: &[u32]) -> View {
+    dense(offset, DType::F32, shape)
+}
+
+pub fn op(code: u32, x: i64, y: u32, z: u32) -> MapOp {
+    MapOp { code, x, y, z }
+}
+
+/// Pseudo-random floats in `-1..1`.
+pub fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+pub fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+pub fn from_bytes(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+/// A program with its plain chunks.
+#[derive(Clone)]
+pub struct Model {
+    pub program: Program,
+    pub chunks: Vec<Vec<u8>>,
+}
+
+impl Model {
+    /// `io_size` bytes of I/O and as many of arena; no chunks; 2 threads.
+    pub fn new(io_size: u64, inputs: Vec<View>, outputs: Vec<View>) -> Self {
+        let layout = Layout {
+            io_size,
+            arena_size: io_size,
+            resident_size: 0,
+            staging_size: 0,
+            thread_count: 2,
+        };
+        let program =
+            Program { layout, inputs, outputs, chunks: vec![], instructions: vec![] };
+        Model { program, chunks: vec![] }
+    }
+
+    pub fn push(&mut self, instruction: Instruction) -> &mut Self {
+        self.program.instructions.push(instruction);
+        self
+    }
+
+    /// Adds a streamed chunk, or one at `resident_offset`; its bytes are padded to 64.
+    pub fn chunk(&mut self, mut plain: Vec<u8>, resident_offset: Option<u64>) -> u32 {
+        plain.resize(plain.len().next_multiple_of(64), 0);
+        let size = plain.len() as u64;
+        let layout = &mut self.program.layout;
+        if resident_offset.is_none() {
+            layout.staging_size = layout.staging_size.max(size);
+        }
+        self.program.chunks.push(Chunk { size, resident_offset, tag: [0; TAG_SIZE] });
+        self.chunks.push(plain);
+        self.chunks.len() as u32 - 1
+    }
+
+    pub fn header(&self) -> Header {
+        let port = |view: &View| Port {
+            name: "x".to_owned(),
+            dtype: view.dtype,
+            shape: view.shape.clone(),
+        };
+        let mut key_check = [0; 16];
+        derive(&KEY, &BUILD, b"vessels v1 key check", &mut key_check).expect("derives");
+        Header {
+            build_id: BUILD,
+            key_check,
+            pool_size: self.program.layout.size(),
+            thread_count: self.program.layout.thread_count,
+            inputs: self.program.inputs.iter().map(port).collect(),
+            outputs: self.program.outputs.iter().map(port).collect(),
+        }
+    }
+
+    /// The file `docs/format.md` describes.
+    pub fn seal(&self) -> Vec<u8> {
+        let header = minicbor::to_vec(self.header()).expect("encodes");
+        let mut program = self.program.clone();
+        let key = cipher(&KEY, &BUILD, b"vessels v1 parameters").expect("derives");
+        let mut sealed_chunks = vec![];
+        for (index, plain) in (0u32..).zip(&self.chunks) {
+            let mut chunk = plain.clone();
+            let mut nonce = [0; 12];
+            nonce[8..].copy_from_slice(&index.to_be_bytes());
+            let nonce = Nonce::assume_unique_for_key(nonce);
+            let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut chunk);
+            program.chunks[index as usize].tag.copy_from_slice(tag.expect("seals").as_ref());
+            sealed_chunks.extend(chunk);
+        }
+        let mut plain = minicbor::to_vec(&program).expect("encodes");
+        while !(16 + header.len() + plain.len() + TAG_SIZE).is_multiple_of(64) {
+            plain.push(0);
+        }
+        let mut file = b"VESSEL\0\x01".to_vec();
+        file.extend((header.len() as u32).to_le_bytes());
+        file.extend((plain.len() as u32).to_le_bytes());
+        file.extend(header);
+        let key = cipher(&KEY, &BUILD, b"vessels v1 program").expect("derives");
+        let nonce = Nonce::assume_unique_for_key([0; 12]);
+        key.seal_in_place_append_tag(nonce, Aad::from(file.clone()), &mut plain).expect("seals");
+        file.extend(plain);
+        file.extend(sealed_chunks);
+        file
+    }
+
+    /// Seals, opens, validates and loads.
+    pub fn load(&self, isa: Isa, threads: usize) -> Result<Machine, Refusal> {
+        let opened = open(&self.seal(), &KEY)?;
+        let program = validate(opened.program, &opened.header)?;
+        Machine::load(program, opened.parameters, isa, threads)
+    }
+
+    /// Outputs of one run for the bytes of all inputs.
+    pub fn run(&self, inputs: &[u8], isa: Isa, threads: usize) -> Result<Vec<u8>, Refusal> {
+        let mut machine = self.load(isa, threads)?;
+        machine.read_inputs(&mut &inputs[..]).expect("inputs are long enough");
+        machine.run(false)?;
+        let mut outputs = vec![];
+        machine.write_outputs(&mut outputs).expect("writes");
+        Ok(outputs)
+    }
+
+    /// What the validator refuses, or `None`.
+    pub fn fault(&self) -> Option<Refusal> {
+        validate(self.program.clone(), &self.header()).err()
+    }
+}
+
+/// Opens bytes as a sealed file.
+pub fn open(file: &[u8], key: &[u8; 32]) -> Result<Opened, Refusal> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNT.fetch_add(1, Ordering::SeqCst);
+    let path = std::env::temp_dir().join(format!("vessels-{}-{number}", std::process::id()));
+    std::fs::write(&path, file).expect("writes");
+    let opened = Sealed::open(&path).and_then(|sealed| sealed.unlock(key));
+    std::fs::remove_file(&path).expect("removes");
+    opened
+}
+
+/// Every instruction set this CPU has.
+pub fn isas() -> Vec<Isa> {
+    [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()).collect()
+}
+
+/// Fills a view with a constant.
+pub fn fill(output: View, value: f32) -> Instruction {
+    let ops = vec![op(0, i64::from(value.to_bits()), 0, 0)];
+    Instruction::Map(Map { inputs: vec![], output, ops })
+}
+
+/// All indices of a shape, in C order.
+pub fn indices(shape: &[u32]) -> Vec<Vec<i64>> {
+    let mut all = vec![vec![]];
+    for &d in shape {
+        all = all
+            .into_iter()
+            .flat_map(|index| {
+                (0..i64::from(d)).map(move |i| [index.clone(), vec![i]].concat())
+            })
+            .collect();
+    }
+    all
+}
+
+/// Element offset of an index in a view, from the start of the pool.
+pub fn element(view: &View, index: &[i64]) -> usize {
+    let offset: i64 = index.iter().zip(&view.strides).map(|(i, s)| i * s).sum();
+    (view.offset as i64 / view.dtype.size() as i64 + offset) as usize
+}
+
+/// Runs `instruction` on a pool of floats (input part `0..input_count`, then an output part of
+/// `output_count`, set to zero) on every instruction set and thread count; gives the output part.
+pub fn run_floats(instruction: &Instruction, inputs: &[f32], output_count: usize) -> Vec<f32> {
+    let input_size = (inputs.len() as u64 * 4).next_multiple_of(64);
+    let io_size = (input_size + output_count as u64 * 4).next_multiple_of(64);
+    let output = floats(input_size, &[output_count as u32]);
+    let mut model = Model::new(
+        io_size,
+        vec![floats(0, &[inputs.len() as u32])],
+        vec![output.clone()],
+    );
+    model.push(fill(output, 0.0)).push(instruction.clone());
+    let mut results = vec![];
+    for isa in isas() {
+        for threads in [1, 2] {
+            let result = model.run(&bytes(inputs), isa, threads).expect("runs");
+            results.push(from_bytes(&result));
+        }
+    }
+    let first = results.remove(0);
+    for result in results {
+        close(&result, &first);
+    }
+    first
+}
+
+/// Where the output part of [`run_floats`] starts, in bytes.
+pub fn output_at(input_count: usize) -> u64 {
+    (input_count as u64 * 4).next_multiple_of(64)
+}
+
+#[track_caller]
+pub fn close(actual: &[f32], expected: &[f32]) {
+    assert_eq!(actual.len(), expected.len());
+    for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
+        let same = a == e || (a.is_nan() && e.is_nan());
+        assert!(same || (a - e).abs() <= 1e-5 + 1e-5 * e.abs(), "element {i}: {a} for {e}");
+    }
+}

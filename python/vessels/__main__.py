@@ -1,0 +1,5 @@
+"""``python -m vessels``."""
+
+from vessels.cli import main
+
+main()

@@ -1,0 +1,148 @@
+"""The Python interface: build and inspect sealed models.
+
+The way of a model, one line each: import, simplify, lower, plan (order, reuse, stream, place),
+check, seal. The command line is a thin layer over this module and :mod:`vessels.enclave`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from vessels import importer
+from vessels.draw import draw
+from vessels.errors import OutputError, UsageError
+from vessels.figures import Figures, figures
+from vessels.lower import lower
+from vessels.plan import Plan, make_plan
+from vessels.ports import Port
+from vessels.seal import Header, create_key, load_key, open_sealed, read_header, seal
+from vessels.simplify import simplify
+
+Progress = Callable[[str, float], None]
+"""Called with the name of the step at work and its part done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a model; ``figures`` only with the key, but for the pool's size."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    pool_size: int
+    thread_count: int
+    figures: Figures | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``vessels inspect --json`` prints it; sizes in bytes."""
+        known = {"pool_size": self.pool_size, "thread_count": self.thread_count}
+        return {
+            "inputs": [p.as_json() for p in self.inputs],
+            "outputs": [p.as_json() for p in self.outputs],
+            **(known if self.figures is None else self.figures.as_json()),
+        }
+
+
+def build(
+    model: str | Path | onnx.ModelProto,
+    output: str | Path,
+    *,
+    key: str | Path | bytes,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    memory: int | None = None,
+    threads: int = 2,
+    resident: bool = False,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Compile ``model`` (ONNX) and seal it to ``output``.
+
+    ``key`` is a key file, created with mode 0600 if there is none, or the 32 bytes themselves; one
+    key may seal many builds. ``shapes`` fixes dynamic inputs. ``memory`` is the most bytes the
+    pool may take: parameters stay resident as far as they fit; without it all of them stream,
+    and with ``resident`` none does. ``threads`` is the most worker threads the pool has room for.
+
+    Raises :class:`~vessels.errors.ModelError` (no ONNX, shapes missing),
+    :class:`~vessels.errors.UnsupportedError` (all unsupported nodes at once),
+    :class:`~vessels.errors.BudgetError`, :class:`~vessels.errors.KeyFileError` and
+    :class:`~vessels.errors.OutputError`; ``output`` is then unchanged.
+    """
+    report = progress or (lambda step, part: None)
+    output = Path(output)
+    # What is bound to fail at the end should not be found out after the work.
+    if not output.parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no folder {output.parent}.")
+    key_file = None if isinstance(key, bytes) else Path(key)
+    secret = load_key(key_file) if key_file is not None and key_file.exists() else None
+    plan = compile_model(
+        model, shapes=shapes, memory=memory, threads=threads, resident=resident, progress=report
+    )
+    if isinstance(key, bytes):
+        secret = key
+    elif secret is None:
+        secret = create_key(Path(key))
+    seal(plan, secret, output, progress=lambda part: report("sealing", part))
+    return _inspection(read_header(output), figures(plan.program))
+
+
+def compile_model(
+    model: str | Path | onnx.ModelProto,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    memory: int | None = None,
+    threads: int = 2,
+    resident: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan of ``model``, checked and not sealed; arguments and errors as :func:`build`."""
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; it must be at least 1.")
+    report = progress or (lambda step, part: None)
+    source = Path(model) if isinstance(model, str) else model
+    report("importing", 0.0)
+    graph = importer.load(source, shapes or {})
+    report("simplifying", 0.0)
+    graph = simplify(graph)
+    report("lowering", 0.0)
+    lowered = lower(graph)
+    report("planning", 0.0)
+    return make_plan(lowered, memory=memory, threads=threads, resident=resident)
+
+
+def inspect(path: str | Path, *, key: str | Path | bytes | None = None) -> Inspection:
+    """What the sealed model at ``path`` shows: its interface and pool size, the rest with ``key``.
+
+    With the key every byte of the file is authenticated first. Raises
+    :class:`~vessels.errors.SealedError` and :class:`~vessels.errors.KeyFileError`.
+    """
+    path = Path(path)
+    program = None if key is None else open_sealed(path, _loaded(key))
+    return _inspection(read_header(path), None if program is None else figures(program))
+
+
+def plot(
+    path: str | Path, output: str | Path, *, key: str | Path | bytes, title: str | None = None
+) -> None:
+    """Draw the memory map of the sealed model at ``path`` to ``output``, ``.svg`` or ``.png``.
+
+    Raises what :func:`inspect` does, and :class:`~vessels.errors.OutputError`.
+    """
+    path = Path(path)
+    draw(open_sealed(path, _loaded(key)), Path(output), title=title or path.stem)
+
+
+def _loaded(key: str | Path | bytes) -> bytes:
+    return key if isinstance(key, bytes) else load_key(Path(key))
+
+
+def _inspection(header: Header, sizes: Figures | None) -> Inspection:
+    return Inspection(
+        inputs=Port.of(header.inputs),
+        outputs=Port.of(header.outputs),
+        pool_size=header.pool_size,
+        thread_count=header.thread_count,
+        figures=sizes,
+    )

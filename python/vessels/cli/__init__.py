@@ -1,0 +1,59 @@
+"""The command line: a thin layer over :mod:`vessels.api` and :mod:`vessels.enclave`.
+
+Exit codes: 0 done, 2 usage, 3 the model cannot be read or is not supported, 4 the memory budget
+is too small, 5 the sealed model or its key was refused, 6 the request was refused, 7 the enclave
+could not be started or died, 8 the output could not be written, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+import vessels
+from vessels.cli import bench, build, inspect, plot, run
+from vessels.cli.common import fail, use_plain_log
+from vessels.errors import VesselsError
+
+app = typer.Typer(
+    name="vessels",
+    help="Confidential deep-learning prediction in as little trusted memory as possible.",
+    epilog="Exit codes: 2 usage, 3 model unreadable or unsupported, 4 memory budget too small, "
+    "5 sealed model or key refused, 6 request refused, 7 enclave died, 8 output not writable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (build.build, inspect.inspect, run.run, bench.bench, plot.plot):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vessels {vessels.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the ``vessels`` script and of ``python -m vessels``."""
+    use_plain_log(logging.getLogger("vessels"))
+    try:
+        app()
+    except VesselsError as error:
+        sys.exit(fail(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(fail(VesselsError(f"{where}{error.strerror or error}.")))

@@ -1,0 +1,130 @@
+"""What the commands share: parsing of sizes and shapes, progress, tables, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from vessels.errors import VesselsError
+
+out = Console()
+err = Console(stderr=True)
+
+_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
+    "k": 1 << 10, "m": 1 << 20, "g": 1 << 30,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """``16MiB``, ``4MB``, ``1.5GiB``, ``65536`` to bytes; for Typer."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match.group(2).lower() not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is no size; write one like 16MiB, 4MB or 65536.")
+    size = int(float(match.group(1)) * _UNITS[match.group(2).lower()])
+    if size < 1:
+        raise typer.BadParameter("a size is at least 1 byte.")
+    return size
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
+    """``NAME=1,3,48,320`` each, to shapes by name; names may hold ``=`` themselves."""
+    shapes: dict[str, list[int]] = {}
+    for text in texts:
+        name, equals, dimensions = text.rpartition("=")
+        if not equals or not name or not re.fullmatch(r"\d+([,x]\d+)*", dimensions):
+            raise typer.BadParameter(f"{text!r} is no shape; write one like input=1,3,48,320.")
+        if name in shapes:
+            raise typer.BadParameter(f"the shape of {name!r} is given twice.")
+        shapes[name] = [int(d) for d in re.split("[,x]", dimensions)]
+    return shapes
+
+
+def parse_threads(text: str) -> list[int]:
+    """``1,2`` to thread counts."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise typer.BadParameter(f"{text!r} is no list of thread counts; write one like 1,2.")
+    return list(dict.fromkeys(int(t) for t in text.split(",")))
+
+
+def mib(size: int) -> str:
+    """Bytes as MiB for people."""
+    return f"{size / (1 << 20):.2f} MiB"
+
+
+def sizes_table(rows: Sequence[tuple[str, str]], title: str) -> Table:
+    """Two columns: what, how much."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, unstyled."""
+    print(json.dumps(value, indent=2))
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[str, float], None]]:
+    """Shows progress on standard error while it lasts, on a terminal only.
+
+    Yields a function of step name and part done (0 to 1).
+    """
+    bar = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(what, total=None)
+
+        def report(step: str, part: float) -> None:
+            bar.update(
+                task,
+                description=f"{what}: {step}",
+                completed=part,
+                total=1.0 if part > 0 else None,
+            )
+
+        yield report
+
+
+def fail(error: VesselsError) -> int:
+    """Report ``error`` and give its exit code: JSON on standard output where JSON was asked for."""
+    if "--json" in sys.argv[1:]:
+        print_json(
+            {
+                "error": {
+                    "kind": type(error).__name__,
+                    "message": str(error),
+                    "exit_code": error.exit_code,
+                }
+            }
+        )
+    err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+    return error.exit_code
+
+
+def use_plain_log(log: logging.Logger) -> None:
+    """Warnings of the package go to standard error, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.addLevelName(logging.WARNING, "warning")
+    log.addHandler(handler)
+    log.propagate = False
+    warnings.showwarning = lambda message, *_: log.warning("%s", message)

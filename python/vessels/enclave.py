@@ -1,0 +1,359 @@
+"""Launching an enclave process and asking it for predictions.
+
+The process boundary is the trust boundary: everything here runs on the host and is not
+trusted. ``docs/protocol.md`` specifies what goes over the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import cbor2
+import numpy as np
+
+from vessels.errors import (
+    EnclaveError,
+    KeyFileError,
+    RequestError,
+    SealedError,
+    UsageError,
+    VesselsError,
+)
+from vessels.memory import EnclaveMemory, enclave_memory
+from vessels.ports import Port
+from vessels.seal import load_key, read_header
+
+log = logging.getLogger("vessels")
+
+Array = np.ndarray[Any, Any]
+
+SIMULATION_NOTICE = (
+    "simulation backend: the enclave runs as an ordinary process and does NOT protect the model, "
+    "the inputs or the outputs from this host"
+)
+
+_FRAME = struct.Struct("<IQ")
+_SOCKET_BUFFER_SIZE = 4 << 20
+_CLOSE_TIMEOUT_SECONDS = 5.0
+
+
+class _Kind(enum.IntEnum):
+    """Frame kinds of docs/protocol.md."""
+
+    KEY = 1
+    RUN = 2
+    RUN_TIMED = 3
+    READY = 16
+    RESULT = 17
+    TIMES = 18
+    ERROR = 19
+
+
+_REFUSALS: Mapping[str, type[VesselsError]] = {
+    "key": KeyFileError,
+    "header": SealedError,
+    "program": SealedError,
+    "invalid": SealedError,
+    "parameters": SealedError,
+    "request": RequestError,
+    "index": RequestError,
+}
+"""Exceptions for the enclave's error codes; the others are :class:`EnclaveError`."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What an enclave says when it has opened and validated its model."""
+
+    thread_count: int
+    isa: str
+    pool_size: int
+    instruction_count: int
+
+
+def find_enclave_binary() -> Path:
+    """The ``vessels-enclave`` binary: ``$VESSELS_ENCLAVE``, or the one installed with the package.
+
+    Raises :class:`EnclaveError` when there is none.
+    """
+    name = "vessels-enclave" + (sysconfig.get_config_var("EXE") or "")
+    if chosen := os.environ.get("VESSELS_ENCLAVE"):
+        path = Path(chosen)
+        if not path.is_file():
+            raise EnclaveError(
+                f"VESSELS_ENCLAVE names {path}, which is no file. "
+                "Build it with `make build`, or unset the variable."
+            )
+        return path
+    user_scheme = sysconfig.get_preferred_scheme("user")
+    folders = [
+        Path(sysconfig.get_path("scripts")),
+        Path(sys.prefix) / "bin",
+        Path(sysconfig.get_path("scripts", scheme=user_scheme)),
+        # `pip install --target`
+        Path(__file__).parent.parent / "bin",
+    ]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    looked = ", ".join(dict.fromkeys(str(f) for f in folders))
+    raise EnclaveError(
+        f"{name} was not found in {looked}. Install the package with pip, "
+        "or build the binary with `make build` and name it in VESSELS_ENCLAVE."
+    )
+
+
+class Enclave:
+    """A running enclave process with one sealed model; a context manager.
+
+    ``key`` is the 32-byte model key or a key file. ``threads`` may be fewer than the model was
+    planned for. Opening refuses an altered model (:class:`SealedError`), a wrong key
+    (:class:`KeyFileError`) and anything the process cannot do (:class:`EnclaveError`).
+
+    >>> with Enclave("resnet50.vessel", key="resnet50.key") as enclave:  # doctest: +SKIP
+    ...     outputs = enclave.run({"input": image})
+    """
+
+    def __init__(
+        self, path: str | Path, *, key: bytes | str | Path, threads: int | None = None
+    ) -> None:
+        self.path = Path(path)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}; it must be at least 1.")
+        secret = key if isinstance(key, bytes) else load_key(Path(key))
+        if len(secret) != 32:
+            raise UsageError(f"a model key has 32 bytes, this one {len(secret)}.")
+        header = read_header(self.path)
+        self.inputs = Port.of(header.inputs)
+        self.outputs = Port.of(header.outputs)
+        command = [str(find_enclave_binary()), "--model", str(self.path)]
+        if threads is not None:
+            command += ["--threads", str(threads)]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_SIZE)
+        self._socket = ours
+        # One exchange at a time on the wire, however many threads ask.
+        self._turn = threading.Lock()
+        # What the process says to people; shown only when it fails.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors
+            )
+        except OSError as error:
+            ours.close()
+            self._errors.close()
+            raise EnclaveError(f"cannot start {command[0]}: {error.strerror or error}.") from error
+        finally:
+            theirs.close()
+        log.warning(SIMULATION_NOTICE)
+        self._doing = "opening the model"
+        with self._killed_on_failure():
+            self._send(_Kind.KEY, secret)
+            self.ready = Ready(*cbor2.loads(self._receive(_Kind.READY)))
+
+    @property
+    def pid(self) -> int:
+        """Process id of the enclave process."""
+        return self._process.pid
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One prediction: all inputs by name to all outputs by name.
+
+        Raises :class:`RequestError` for inputs that do not fit, before anything is sent, and for
+        a run the enclave refuses; the enclave stays usable. Raises :class:`EnclaveError` when
+        the process dies.
+        """
+        return self._run(_Kind.RUN, inputs)[0]
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+        """As :meth:`run`, and the nanoseconds of each instruction (uint64, ``[instruction]``)."""
+        outputs, times = self._run(_Kind.RUN_TIMED, inputs)
+        assert times is not None
+        return outputs, times
+
+    def memory(self) -> EnclaveMemory:
+        """Memory the process holds now."""
+        return enclave_memory(self.pid, self.path)
+
+    def close(self) -> None:
+        """End the process; harmless when it has ended already."""
+        self._socket.close()
+        try:
+            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, kind: _Kind, inputs: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], Array | None]:
+        if self._process.returncode is not None:
+            raise EnclaveError("this enclave has ended; start another.")
+        arrays = checked_inputs(inputs, self.inputs)
+        outputs = {p.name: np.empty(p.shape, p.dtype) for p in self.outputs}
+        times: Array | None = None
+        with self._turn, self._killed_on_failure():
+            self._doing = "a prediction"
+            self._send(kind, *(_bytes_of(a) for a in arrays))
+            if kind == _Kind.RUN_TIMED:
+                times = np.frombuffer(self._receive(_Kind.TIMES), dtype="<u8")
+            length = self._receive_header(_Kind.RESULT)
+            expected = sum(a.nbytes for a in outputs.values())
+            if length != expected:
+                self._broken(f"a result of {length} bytes where {expected} were due")
+            for array in outputs.values():
+                self._receive_into(_bytes_of(array))
+        return outputs, times
+
+    @contextlib.contextmanager
+    def _killed_on_failure(self) -> Iterator[None]:
+        """An exchange that did not end leaves the wire in an unknown state: end the process.
+
+        A refused request is a whole exchange, after which the enclave goes on.
+        """
+        try:
+            yield
+        except RequestError:
+            raise
+        except BaseException:
+            if self._process.poll() is None:
+                self._process.kill()
+            self.close()
+            raise
+
+    def _send(self, kind: _Kind, *payload: bytes | memoryview) -> None:
+        length = sum(len(p) for p in payload)
+        # A process that refuses or dies stops reading: what it said is still to be received.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(_FRAME.pack(kind, length))
+            for part in payload:
+                self._socket.sendall(part)
+
+    def _receive(self, kind: _Kind) -> bytes:
+        payload = bytearray(self._receive_header(kind))
+        self._receive_into(memoryview(payload))
+        return bytes(payload)
+
+    def _receive_header(self, expected: _Kind) -> int:
+        """The length of the next frame, which must be of kind ``expected`` or an ERROR."""
+        header = bytearray(_FRAME.size)
+        self._receive_into(memoryview(header))
+        kind, length = _FRAME.unpack(header)
+        if kind == _Kind.ERROR and length <= 1 << 20:
+            payload = bytearray(length)
+            self._receive_into(memoryview(payload))
+            code, message = cbor2.loads(payload)
+            refusal = _REFUSALS.get(code, EnclaveError)
+            raise refusal(f"the enclave refused {self._doing} of {self.path} ({code}): {message}")
+        if kind != expected:
+            self._broken(f"frame kind {kind} where {expected.name} was due")
+        size: int = length
+        return size
+
+    def _receive_into(self, buffer: memoryview) -> None:
+        while buffer:
+            try:
+                count = self._socket.recv_into(buffer)
+            except ConnectionResetError:
+                count = 0
+            if count == 0:
+                self._died()
+            buffer = buffer[count:]
+
+    def _broken(self, what: str) -> NoReturn:
+        raise EnclaveError(
+            f"the enclave process broke the protocol during {self._doing}: {what}. "
+            "Are the package and the binary of the same version?"
+        )
+
+    def _died(self) -> NoReturn:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
+        code = self._process.returncode
+        if code is None:
+            how = "closed its connection"
+        elif code < 0:
+            how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        else:
+            how = f"ended with exit code {code}"
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
+        tail = f" It last said: {' / '.join(said)}" if said else ""
+        raise EnclaveError(
+            f"the enclave process {how} during {self._doing} of {self.path}; there is no result."
+            f"{tail}"
+        )
+
+
+def checked_inputs(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> list[Array]:
+    """The inputs in the order of ``ports``, C-contiguous; any values, NaN too.
+
+    Raises :class:`RequestError` that names every input that is missing, unknown, or of the wrong
+    dtype or shape.
+    """
+    problems: list[str] = []
+    arrays: list[Array] = []
+    for port in ports:
+        if port.name not in inputs:
+            problems.append(f"input {port.name!r} is missing ({port.describe()})")
+            continue
+        array = np.asarray(inputs[port.name])
+        if array.dtype != port.dtype:
+            problems.append(
+                f"input {port.name!r} is {array.dtype}, the model takes {port.dtype}: "
+                f"convert it with .astype(numpy.{port.dtype.name})"
+            )
+        elif array.shape != port.shape:
+            problems.append(
+                f"input {port.name!r} has shape {_shape(array.shape)}, "
+                f"the model was built for {_shape(port.shape)}"
+            )
+        else:
+            arrays.append(np.ascontiguousarray(array).reshape(array.shape))
+    known = {p.name for p in ports}
+    names = ", ".join(repr(p.name) for p in ports)
+    problems += [
+        f"there is no input {name!r}; the model has {names}" for name in inputs if name not in known
+    ]
+    if problems:
+        raise RequestError("; ".join(problems) + ".")
+    return arrays
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _bytes_of(array: Array) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy."""
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

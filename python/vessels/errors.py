@@ -1,0 +1,73 @@
+"""Every error a user can cause, with the exit code of the command line.
+
+A message says what failed, where, and what to do about it. The command line
+prints it on standard error without a traceback and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VesselsError(Exception):
+    """Base of all errors that are the user's to solve."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(VesselsError):
+    """An argument makes no sense: a size, a shape, a thread count, a file name."""
+
+    exit_code = 2
+
+
+class ModelError(VesselsError):
+    """The model cannot be read: not ONNX, truncated, dynamic shapes left open."""
+
+    exit_code = 3
+
+
+class UnsupportedError(ModelError):
+    """The model uses operators, attributes or types that are not supported; all are listed."""
+
+
+class BudgetError(VesselsError):
+    """The memory budget is below the smallest possible plan, which the message names."""
+
+    exit_code = 4
+
+
+class PlanError(VesselsError):
+    """A plan breaks a rule of the instruction set: a defect of Vessels, please report it."""
+
+    exit_code = 70
+
+
+class SealedError(VesselsError):
+    """A sealed model was refused: altered, truncated, of another version, or invalid."""
+
+    exit_code = 5
+
+
+class KeyFileError(VesselsError):
+    """A key file is missing, malformed, or the wrong one for this model."""
+
+    exit_code = 5
+
+
+class RequestError(VesselsError):
+    """An input is missing, misnamed, or of the wrong dtype or shape; or the run refused it."""
+
+    exit_code = 6
+
+
+class EnclaveError(VesselsError):
+    """The enclave process could not be started, broke the protocol or died."""
+
+    exit_code = 7
+
+
+class OutputError(VesselsError):
+    """A file could not be written; nothing was left behind under its name."""
+
+    exit_code = 8

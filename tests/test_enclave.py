@@ -1,0 +1,148 @@
+"""The enclave process as the host sees it: predictions, refusals, deaths, memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import vessels
+from conftest import Sealed
+from vessels.errors import EnclaveError, KeyFileError, RequestError, SealedError, UsageError
+
+
+def expected(sealed: Sealed, image: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(sealed.onnx, providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {"image": image})[0]
+    return result
+
+
+def test_predicts_as_onnxruntime_does(sealed: Sealed) -> None:
+    image = np.load(sealed.image)
+    with vessels.Enclave(sealed.vessel, key=sealed.key) as enclave:
+        for scale in (1, -2, 0):
+            scores = enclave.run({"image": image * np.float32(scale)})["scores"]
+            theirs = expected(sealed, image * np.float32(scale))
+            np.testing.assert_allclose(scores, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_one_thread_of_two(sealed: Sealed) -> None:
+    image = np.load(sealed.image)
+    with vessels.Enclave(sealed.vessel, key=sealed.key,
+                         threads=1) as enclave:  # fmt: skip
+        assert enclave.ready.thread_count == 1
+        scores = enclave.run({"image": image})["scores"]
+    np.testing.assert_allclose(scores, expected(sealed, image), rtol=1e-4, atol=1e-5)
+
+
+def test_nan_is_an_ordinary_input(sealed: Sealed) -> None:
+    image = np.full((1, 3, 16, 16), np.nan, np.float32)
+    with vessels.Enclave(sealed.vessel, key=sealed.key) as enclave:
+        assert enclave.run({"image": image})["scores"].shape == (1, 5)
+
+
+def test_times_every_instruction(sealed: Sealed) -> None:
+    with vessels.Enclave(sealed.vessel, key=sealed.key) as enclave:
+        outputs, times = enclave.run_timed({"image": np.load(sealed.image)})
+        assert len(times) == enclave.ready.instruction_count
+        assert outputs["scores"].shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({}, "'image' is missing"),
+        ({"picture": np.zeros((1, 3, 16, 16), np.float32)}, "no input 'picture'"),
+        ({"image": np.zeros((1, 3, 16, 16))}, "float64"),
+        ({"image": np.zeros((1, 3, 16, 17), np.float32)}, "1x3x16x17"),
+    ],
+)
+def test_refuses_requests_and_goes_on(
+    sealed: Sealed, inputs: dict[str, np.ndarray], words: str
+) -> None:
+    with vessels.Enclave(sealed.vessel, key=sealed.key) as enclave:
+        with pytest.raises(RequestError, match=words):
+            enclave.run(inputs)
+        enclave.run({"image": np.load(sealed.image)})
+
+
+def test_refuses_a_wrong_key(sealed: Sealed) -> None:
+    with pytest.raises(KeyFileError):
+        vessels.Enclave(sealed.vessel, key=bytes(32))
+
+
+def test_refuses_a_short_key(sealed: Sealed) -> None:
+    with pytest.raises(UsageError, match="32 bytes"):
+        vessels.Enclave(sealed.vessel, key=b"short")
+
+
+def test_refuses_an_altered_model(sealed: Sealed, tmp_path: Path) -> None:
+    content = bytearray(sealed.vessel.read_bytes())
+    content[-100] ^= 1
+    altered = tmp_path / "altered.vessel"
+    altered.write_bytes(content)
+    image = np.load(sealed.image)
+    with (
+        pytest.raises(SealedError, match=r"altered\.vessel"),
+        vessels.Enclave(altered, key=sealed.key) as enclave,
+    ):
+        enclave.run({"image": image})
+
+
+def test_a_killed_enclave_is_noticed(sealed: Sealed) -> None:
+    enclave = vessels.Enclave(sealed.vessel, key=sealed.key)
+    image = np.load(sealed.image)
+    threading.Timer(0.05, os.kill, (enclave.pid, signal.SIGKILL)).start()
+    with pytest.raises(EnclaveError, match="SIGKILL"):
+        for _ in range(1_000_000):
+            enclave.run({"image": image})
+    with pytest.raises(EnclaveError, match="ended"):
+        enclave.run({"image": image})
+
+
+def test_the_process_ends_with_the_context(sealed: Sealed) -> None:
+    with vessels.Enclave(sealed.vessel, key=sealed.key) as enclave:
+        process = Path(f"/proc/{enclave.pid}")
+        assert process.exists()
+        assert sealed.key.read_bytes().strip() not in process.joinpath("cmdline").read_bytes()
+        assert sealed.key.read_bytes().strip() not in process.joinpath("environ").read_bytes()
+    assert not process.exists()
+
+
+def test_a_binary_that_is_missing(sealed: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESSELS_ENCLAVE", "/nowhere/vessels-enclave")
+    with pytest.raises(EnclaveError, match="VESSELS_ENCLAVE"):
+        vessels.Enclave(sealed.vessel, key=sealed.key)
+
+
+def test_a_binary_that_says_something_else(
+    sealed: Sealed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    impostor = tmp_path / "impostor"
+    impostor.write_text("#!/bin/sh\nprintf 'hello, this is no frame'\nsleep 5\n")
+    impostor.chmod(impostor.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("VESSELS_ENCLAVE", str(impostor))
+    with pytest.raises(EnclaveError, match="protocol"):
+        vessels.Enclave(sealed.vessel, key=sealed.key)
+
+
+def test_says_that_simulation_protects_nothing(
+    sealed: Sealed, caplog: pytest.LogCaptureFixture
+) -> None:
+    with vessels.Enclave(sealed.vessel, key=sealed.key):
+        pass
+    assert sum("does NOT protect" in r.message for r in caplog.records) == 1
+
+
+def test_trusted_memory_is_the_pool_and_little_more(sealed: Sealed) -> None:
+    with vessels.Enclave(sealed.vessel, key=sealed.key) as enclave:
+        enclave.run({"image": np.load(sealed.image)})
+        memory = enclave.memory()
+        assert 0 < memory.sealed_mapped <= sealed.vessel.stat().st_size + 4096
+        assert memory.trusted <= enclave.ready.pool_size + (6 << 20)
