@@ -36,12 +36,13 @@ build: $(ENCLAVE) ## the enclave binary
 demo: $(VENV)/.installed $(ENCLAVE) ## a trained brain-MRI classifier in a simulated enclave
 	$(BIN)/python -m vessels.demo
 
+# In release mode all along, so that the C code of the cryptography is compiled once.
 check: $(VENV)/.locked ## formatters, linters, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cargo fmt --all --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --release --all-targets --quiet -- -D warnings
 
 test: check $(VENV)/.installed $(ENCLAVE) ## the checks, the Rust tests and all quick Python tests
 	cargo test --locked --release --quiet
@@ -55,6 +56,7 @@ bench: $(VENV)/.installed $(ENCLAVE) ## the speed table, against ONNX Runtime
 	$(BIN)/python -m benchmarks.speed
 
 lock: ## resolve requirements.lock anew
+	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-header --no-annotate --all-extras -o requirements.lock pyproject.toml
 

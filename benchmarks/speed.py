@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,8 @@ def main(
         }
         typer.echo(json.dumps(report, indent=2))
         return
-    console = Console()
+    # Into a file or pipe, Rich would squeeze the table into 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(_ratio_table(rows))
     console.print(_summary_table(rows, cold_start_ms, build_seconds))
 

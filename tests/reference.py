@@ -126,7 +126,7 @@ def activated(x: Array, activation: Activation) -> Array:
         case ActivationKind.LEAKY:
             return np.where(x >= 0, x, a * x)
         case ActivationKind.HARD_SWISH:
-            return x * np.minimum(np.maximum(a * x + b, F(0)), F(1))
+            return np.asarray(x * np.minimum(np.maximum(a * x + b, F(0)), F(1)))
 
 
 def convolution(
@@ -151,7 +151,7 @@ def convolution(
                 value = part * weights[i, j]
             else:
                 value = np.tensordot(part, weights[i, j], axes=1)
-            total[np.ix_(range(n), good_rows, good_columns)] += value
+            total[np.ix_(np.arange(n), good_rows, good_columns)] += value
     return total
 
 
@@ -191,6 +191,7 @@ def reduced(instruction: Reduce, x: Array) -> Array:
     """The reduction of the trailing dimensions."""
     kept = instruction.output.shape
     flat = x.reshape(*kept, -1)
+    result: Array
     match instruction.reduction:
         case ReduceKind.SUM:
             result = flat.sum(-1, dtype=x.dtype)
@@ -205,14 +206,14 @@ def reduced(instruction: Reduce, x: Array) -> Array:
         case ReduceKind.SUM_ABS:
             result = np.abs(flat).sum(-1, dtype=x.dtype)
         case ReduceKind.ARG_MAX_FIRST:
-            return flat.argmax(-1).astype(np.int64)
+            result = flat.argmax(-1).astype(np.int64)
         case ReduceKind.ARG_MIN_FIRST:
-            return flat.argmin(-1).astype(np.int64)
+            result = flat.argmin(-1).astype(np.int64)
         case ReduceKind.ARG_MAX_LAST:
-            return (flat.shape[-1] - 1 - flat[..., ::-1].argmax(-1)).astype(np.int64)
+            result = (flat.shape[-1] - 1 - flat[..., ::-1].argmax(-1)).astype(np.int64)
         case ReduceKind.ARG_MIN_LAST:
-            return (flat.shape[-1] - 1 - flat[..., ::-1].argmin(-1)).astype(np.int64)
-    return result * F(instruction.scale) if x.dtype == F else result
+            result = (flat.shape[-1] - 1 - flat[..., ::-1].argmin(-1)).astype(np.int64)
+    return np.asarray(result * F(instruction.scale)) if result.dtype == F else result
 
 
 def store(output: Array, value: Array) -> None:
@@ -243,7 +244,7 @@ def mapped(instruction: Map, window: Callable[[View], Array]) -> Array:
     return np.broadcast_to(registers[-1], instruction.output.shape)
 
 
-def _truth(x: Array) -> Array:
+def _truth(x: Any) -> Array:
     return np.asarray(x).astype(np.int64)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -14,9 +16,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from conftest import Sealed, small_model
+from conftest import ROOT, Sealed, small_model
+from vessels.api import compile_model
 from vessels.cli import main
 from vessels.cli.common import parse_shapes, parse_size
+from vessels.figures import figures
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -251,3 +255,39 @@ def test_a_key_readable_by_others_is_warned_about(
     code, _, err = vessels("inspect", sealed.vessel, "--key", key)
     assert code == 0
     assert "warning" in err and "open.key" in err
+
+
+def test_an_enclave_that_cannot_start(
+    vessels: Run, sealed: Sealed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.npz"
+    run = ("run", sealed.vessel, "--key", sealed.key, "--input", f"image={sealed.image}")
+    monkeypatch.setenv("VESSELS_ENCLAVE", "/nowhere/vessels-enclave")
+    assert vessels(*run, "-o", output)[0] == 7
+    monkeypatch.setenv("VESSELS_ENCLAVE", "/bin/false")
+    code, _, err = vessels(*run, "-o", output)
+    assert code == 7 and "exit code 1" in err
+    assert not output.exists()
+
+
+def test_figures_are_those_of_the_planner(sealed: Sealed) -> None:
+    plan = compile_model(sealed.onnx)
+    found = figures(plan.program)
+    assert found.activation_lower_bound == plan.activation_lower_bound
+    assert found.scratch_size == plan.scratch_size
+    assert found.pool_size == plan.pool_size
+
+
+@pytest.mark.heavy
+def test_the_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vessels.demo", "--folder", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python"), "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "notumor" in done.stdout and "largest difference" in done.stdout
+    assert "does NOT protect" in done.stdout
+    assert (tmp_path / "map.svg").stat().st_size < 300_000

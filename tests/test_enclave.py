@@ -146,3 +146,29 @@ def test_trusted_memory_is_the_pool_and_little_more(sealed: Sealed) -> None:
         memory = enclave.memory()
         assert 0 < memory.sealed_mapped <= sealed.vessel.stat().st_size + 4096
         assert memory.trusted <= enclave.ready.pool_size + (6 << 20)
+
+
+def test_more_threads_than_there_is_room_for(
+    sealed: Sealed, caplog: pytest.LogCaptureFixture
+) -> None:
+    with vessels.Enclave(sealed.vessel, key=sealed.key, threads=5) as enclave:
+        assert enclave.ready.thread_count == 2
+    assert any("room for 2 threads" in r.getMessage() for r in caplog.records)
+
+
+def test_threads_of_the_caller_take_turns(sealed: Sealed) -> None:
+    images = [np.full((1, 3, 16, 16), i, np.float32) for i in range(4)]
+    results: dict[int, np.ndarray] = {}
+    with vessels.Enclave(sealed.vessel, key=sealed.key) as enclave:
+
+        def ask(index: int) -> None:
+            for _ in range(20):
+                results[index] = enclave.run({"image": images[index]})["scores"]
+
+        callers = [threading.Thread(target=ask, args=(i,)) for i in range(len(images))]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    for index, image in enumerate(images):
+        np.testing.assert_allclose(results[index], expected(sealed, image), rtol=1e-4, atol=1e-5)

@@ -234,7 +234,7 @@ def test_activation_fuses(
     constants = {
         "w": randoms(8, 8 // group, 3, 3),
         **{
-            k: np.float32(v).reshape(())
+            k: np.array(v, np.float32)
             for k, v in {"low": 0, "high": 0.7, "three": 3, "six": 6}.items()
         },
     }

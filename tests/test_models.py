@@ -40,7 +40,8 @@ def _image(shape: tuple[int, ...]) -> Array:
     plane = np.sin(rows / 9) * np.cos(columns / 13)
     image = plane[..., None] if shape[3] == 3 else plane
     noise = rng.standard_normal(shape, dtype=np.float32)
-    return (0.6 * image + 0.3 * noise).astype(np.float32)
+    mixed: Array = (0.6 * image + 0.3 * noise).astype(np.float32)
+    return mixed
 
 
 def _bytes(shape: tuple[int, ...]) -> Array:

@@ -32,6 +32,9 @@ struct Engine {
     times: Vec<AtomicU64>,
     /// Why the run failed: the first reason given.
     refusal: Mutex<Option<Refusal>>,
+    /// Whether the test that counts allocations watches this engine's workers.
+    #[cfg(test)]
+    watched: AtomicBool,
 }
 
 impl Engine {
@@ -44,6 +47,10 @@ impl Engine {
 
     /// One worker's part of a run: every instruction in order, a barrier after each.
     fn work(&self, worker: &Worker<'_>) {
+        #[cfg(test)]
+        if self.watched.load(Ordering::Relaxed) {
+            tests::watch();
+        }
         let mut stream = Stream::new(&self.pool, &self.program, &self.parameters, worker.index());
         let mut cx = Context {
             pool: &self.pool,
@@ -116,6 +123,8 @@ impl Machine {
             timed: AtomicBool::new(false),
             times,
             refusal: Mutex::new(None),
+            #[cfg(test)]
+            watched: AtomicBool::new(false),
         });
         let worker_engine = Arc::clone(&engine);
         let team = Team::start(
@@ -215,3 +224,6 @@ fn load_resident(
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub mod tests;

@@ -263,20 +263,6 @@ impl Mapping {
         }
         true
     }
-
-    /// Hints that `size` bytes from `offset` will be copied soon.
-    #[inline]
-    pub fn prefetch(&self, offset: u64, size: u64) {
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..size).step_by(64) {
-            use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            let address = self.base.wrapping_add((offset + line) as usize);
-            // SAFETY: a prefetch has no effect but on caches, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (offset, size);
-    }
 }
 
 impl Drop for Mapping {

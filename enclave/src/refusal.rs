@@ -42,7 +42,6 @@ pub enum Refusal {
     UnavailableIsa {
         name: &'static str,
     },
-    Usage(&'static str),
     /// A kernel left a shared loop early without saying why.
     Abandoned,
 }
@@ -144,7 +143,6 @@ impl Refusal {
             Refusal::System { .. }
             | Refusal::UnknownIsa
             | Refusal::UnavailableIsa { .. }
-            | Refusal::Usage(_)
             | Refusal::Abandoned => "system",
         }
     }
@@ -200,7 +198,6 @@ impl fmt::Display for Refusal {
                     "VESSELS_ISA asks for {name}, which this CPU does not have"
                 )
             }
-            Refusal::Usage(what) => write!(f, "{what}"),
             Refusal::Abandoned => write!(f, "a kernel ended early without a reason"),
         }
     }

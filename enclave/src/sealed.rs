@@ -258,15 +258,6 @@ impl Parameters {
             .map(|_| ())
             .map_err(|_| refusal)
     }
-
-    /// Hints that chunk `index` is read soon.
-    pub fn prefetch(&self, index: u32) {
-        const PREFETCHED_SIZE: u64 = 4096;
-        if let Some(chunk) = self.chunks.get(index as usize) {
-            self.mapping
-                .prefetch(chunk.offset, chunk.size.min(PREFETCHED_SIZE));
-        }
-    }
 }
 
 struct Length(usize);
@@ -303,3 +294,6 @@ pub fn cipher(
         .map(LessSafeKey::new)
         .map_err(|_| Refusal::Header(HeaderFault::KeyDerivation))
 }
+
+#[cfg(test)]
+mod tests;

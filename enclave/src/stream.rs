@@ -64,9 +64,4 @@ impl<'a> Stream<'a> {
         // next call, which needs `self` exclusively.
         Ok(unsafe { self.pool.floats(self.staging_offset, chunk.size) })
     }
-
-    /// Hints that chunk `index` is wanted soon.
-    pub fn prefetch(&self, index: u32) {
-        self.parameters.prefetch(index);
-    }
 }

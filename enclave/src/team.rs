@@ -345,10 +345,10 @@ impl Iterator for Share<'_> {
         if self.ended {
             return None;
         }
-        if !self.worker.failed() {
-            if let Some(item) = self.take_own().or_else(|| self.steal()) {
-                return Some(item);
-            }
+        if !self.worker.failed()
+            && let Some(item) = self.take_own().or_else(|| self.steal())
+        {
+            return Some(item);
         }
         self.ended = true;
         self.worker.barrier();
@@ -408,7 +408,7 @@ mod tests {
                 let run = current.load(Ordering::SeqCst);
                 for phase in 0..50 {
                     for item in worker.share(64) {
-                        if run % 2 == 0 && phase == run && item == 13 {
+                        if run.is_multiple_of(2) && phase == run && item == 13 {
                             return;
                         }
                     }

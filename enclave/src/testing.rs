@@ -2,9 +2,7 @@
 
 use crate::kernels::Isa;
 use crate::machine::Machine;
-use crate::program::{
-    Chunk, DType, Instruction, Layout, Map, MapOp, Program, TAG_SIZE, View,
-};
+use crate::program::{Chunk, DType, Instruction, Layout, Map, MapOp, Program, TAG_SIZE, View};
 use crate::refusal::Refusal;
 use crate::sealed::{Header, Opened, Port, Sealed, cipher, derive};
 use crate::validate::validate;
@@ -15,7 +13,12 @@ pub const KEY: [u8; 32] = [7; 32];
 const BUILD: [u8; 32] = [9; 32];
 
 pub fn view(offset: u64, dtype: DType, shape: &[u32], strides: &[i64]) -> View {
-    View { offset, dtype, shape: shape.to_vec(), strides: strides.to_vec() }
+    View {
+        offset,
+        dtype,
+        shape: shape.to_vec(),
+        strides: strides.to_vec(),
+    }
 }
 
 pub fn dense(offset: u64, dtype: DType, shape: &[u32]) -> View {
@@ -52,7 +55,12 @@ pub fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 pub fn from_bytes(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|&b| f32::from_le_bytes(b))
+        .collect()
 }
 
 /// A program with its plain chunks.
@@ -72,9 +80,17 @@ impl Model {
             staging_size: 0,
             thread_count: 2,
         };
-        let program =
-            Program { layout, inputs, outputs, chunks: vec![], instructions: vec![] };
-        Model { program, chunks: vec![] }
+        let program = Program {
+            layout,
+            inputs,
+            outputs,
+            chunks: vec![],
+            instructions: vec![],
+        };
+        Model {
+            program,
+            chunks: vec![],
+        }
     }
 
     pub fn push(&mut self, instruction: Instruction) -> &mut Self {
@@ -90,7 +106,11 @@ impl Model {
         if resident_offset.is_none() {
             layout.staging_size = layout.staging_size.max(size);
         }
-        self.program.chunks.push(Chunk { size, resident_offset, tag: [0; TAG_SIZE] });
+        self.program.chunks.push(Chunk {
+            size,
+            resident_offset,
+            tag: [0; TAG_SIZE],
+        });
         self.chunks.push(plain);
         self.chunks.len() as u32 - 1
     }
@@ -125,7 +145,9 @@ impl Model {
             nonce[8..].copy_from_slice(&index.to_be_bytes());
             let nonce = Nonce::assume_unique_for_key(nonce);
             let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut chunk);
-            program.chunks[index as usize].tag.copy_from_slice(tag.expect("seals").as_ref());
+            program.chunks[index as usize]
+                .tag
+                .copy_from_slice(tag.expect("seals").as_ref());
             sealed_chunks.extend(chunk);
         }
         let mut plain = minicbor::to_vec(&program).expect("encodes");
@@ -138,7 +160,8 @@ impl Model {
         file.extend(header);
         let key = cipher(&KEY, &BUILD, b"vessels v1 program").expect("derives");
         let nonce = Nonce::assume_unique_for_key([0; 12]);
-        key.seal_in_place_append_tag(nonce, Aad::from(file.clone()), &mut plain).expect("seals");
+        key.seal_in_place_append_tag(nonce, Aad::from(file.clone()), &mut plain)
+            .expect("seals");
         file.extend(plain);
         file.extend(sealed_chunks);
         file
@@ -154,7 +177,9 @@ impl Model {
     /// Outputs of one run for the bytes of all inputs.
     pub fn run(&self, inputs: &[u8], isa: Isa, threads: usize) -> Result<Vec<u8>, Refusal> {
         let mut machine = self.load(isa, threads)?;
-        machine.read_inputs(&mut &inputs[..]).expect("inputs are long enough");
+        machine
+            .read_inputs(&mut &inputs[..])
+            .expect("inputs are long enough");
         machine.run(false)?;
         let mut outputs = vec![];
         machine.write_outputs(&mut outputs).expect("writes");
@@ -180,13 +205,20 @@ pub fn open(file: &[u8], key: &[u8; 32]) -> Result<Opened, Refusal> {
 
 /// Every instruction set this CPU has.
 pub fn isas() -> Vec<Isa> {
-    [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()).collect()
+    [Isa::Avx512, Isa::Avx2, Isa::Portable]
+        .into_iter()
+        .filter(|isa| isa.available())
+        .collect()
 }
 
 /// Fills a view with a constant.
 pub fn fill(output: View, value: f32) -> Instruction {
     let ops = vec![op(0, i64::from(value.to_bits()), 0, 0)];
-    Instruction::Map(Map { inputs: vec![], output, ops })
+    Instruction::Map(Map {
+        inputs: vec![],
+        output,
+        ops,
+    })
 }
 
 /// All indices of a shape, in C order.
@@ -195,9 +227,7 @@ pub fn indices(shape: &[u32]) -> Vec<Vec<i64>> {
     for &d in shape {
         all = all
             .into_iter()
-            .flat_map(|index| {
-                (0..i64::from(d)).map(move |i| [index.clone(), vec![i]].concat())
-            })
+            .flat_map(|index| (0..i64::from(d)).map(move |i| [index.clone(), vec![i]].concat()))
             .collect();
     }
     all
@@ -245,6 +275,9 @@ pub fn close(actual: &[f32], expected: &[f32]) {
     assert_eq!(actual.len(), expected.len());
     for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
         let same = a == e || (a.is_nan() && e.is_nan());
-        assert!(same || (a - e).abs() <= 1e-5 + 1e-5 * e.abs(), "element {i}: {a} for {e}");
+        assert!(
+            same || (a - e).abs() <= 1e-5 + 1e-5 * e.abs(),
+            "element {i}: {a} for {e}"
+        );
     }
 }

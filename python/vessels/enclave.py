@@ -168,6 +168,13 @@ class Enclave:
         with self._killed_on_failure():
             self._send(_Kind.KEY, secret)
             self.ready = Ready(*cbor2.loads(self._receive(_Kind.READY)))
+        if threads is not None and self.ready.thread_count < threads:
+            log.warning(
+                "%s has room for %d threads, not %d: build it with more",
+                self.path,
+                self.ready.thread_count,
+                threads,
+            )
 
     @property
     def pid(self) -> int:

@@ -194,7 +194,7 @@ def _within(
     lowered: LoweredProgram, instructions: tuple[Instruction, ...], threads: int, memory: int
 ) -> Plan:
     """The plan of least estimated cost whose pool is at most ``memory`` bytes."""
-    best: tuple[float, _Draft, int] | None = None
+    best: tuple[tuple[float, int], _Draft, int] | None = None
     drafts: dict[tuple[object, ...], _Draft] = {}
     for strategy in STRATEGIES:
         draft = _Draft(lowered, instructions, strategy, threads)
@@ -206,7 +206,8 @@ def _within(
         count = draft.most_resident(memory)
         if count is None:
             continue
-        cost = draft.cycles(count)
+        # Of equally fast plans the one of fewer, larger chunks.
+        cost = draft.cycles(count), len(draft.parts)
         if best is None or cost < best[0]:
             best = cost, draft, count
     if best is not None:

@@ -237,6 +237,8 @@ fn fill<T: Copy>(file: &mut [[T; BLOCK]; MAX_MAP_REGISTERS], index: usize, value
     }
 }
 
+type Arguments<'r, T> = (&'r mut [T], &'r [T], &'r [T], &'r [T]);
+
 /// The result's register and the arguments', which all come before it.
 #[inline(always)]
 fn arguments<'r, T>(
@@ -244,7 +246,7 @@ fn arguments<'r, T>(
     op: &MapOp,
     index: usize,
     count: usize,
-) -> Option<(&'r mut [T], &'r [T], &'r [T], &'r [T])> {
+) -> Option<Arguments<'r, T>> {
     let (before, after) = file.split_at_mut_checked(index)?;
     let argument = |register: usize| before.get(register).and_then(|r| r.get(..count));
     Some((

@@ -38,7 +38,7 @@ pub fn tanh(x: f32) -> f32 {
     let p = p * s + 2.063_908_8e-2;
     let p = p * s - 5.373_971_6e-2;
     let p = p * s + 1.333_144_2e-1;
-    let p = p * s - 3.333_328_2e-1;
+    let p = p * s - 3.333_328e-1;
     let near = p * s * x + x;
     let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
     if x.abs() < 0.625 {
@@ -56,7 +56,7 @@ pub fn erf(x: f32) -> f32 {
     let r = -1.728_534_7e-5 * t + 3.831_97e-4;
     let u = -3.883_964_4e-3 * t + 2.425_462_2e-2;
     let r = r * s + u;
-    let r = r * t - 1.067_778_77e-1;
+    let r = r * t - 1.067_778_8e-1;
     let r = r * t - 6.348_468_7e-1;
     let r = r * t - 1.287_175_1e-1;
     let far = 1.0 - exp(r * t - t);

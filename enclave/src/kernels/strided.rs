@@ -67,20 +67,16 @@ impl<const N: usize> Loops<N> {
         if length == 1 {
             return;
         }
-        if let Some(last) = self.rank.checked_sub(1) {
-            if let (Some(shape), Some(outer)) =
-                (self.shape.get_mut(last), self.strides.get_mut(last))
-            {
-                let contiguous = outer
-                    .iter()
-                    .zip(&strides)
-                    .all(|(&o, &s)| s.checked_mul(length as isize) == Some(o));
-                if contiguous {
-                    *shape *= length;
-                    *outer = strides;
-                    return;
-                }
-            }
+        let last = self.rank.wrapping_sub(1);
+        if let (Some(shape), Some(outer)) = (self.shape.get_mut(last), self.strides.get_mut(last))
+            && outer
+                .iter()
+                .zip(&strides)
+                .all(|(&o, &s)| s.checked_mul(length as isize) == Some(o))
+        {
+            *shape *= length;
+            *outer = strides;
+            return;
         }
         if let (Some(shape), Some(place)) = (
             self.shape.get_mut(self.rank),

@@ -354,3 +354,6 @@ fn expect_type(view: &View, dtype: DType, name: &'static str) -> Result<(), Find
         Err((name, Fault::Type))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,11 +86,11 @@ impl Nest {
             self.run += (length - 1) * stride;
             return;
         }
-        if let Some(last) = self.rank.checked_sub(1).and_then(|r| self.dims.get_mut(r)) {
-            if last.0.checked_mul(last.1) == Some(stride) {
-                last.0 *= length;
-                return;
-            }
+        if let Some(last) = self.dims.get_mut(self.rank.wrapping_sub(1))
+            && last.0.checked_mul(last.1) == Some(stride)
+        {
+            last.0 *= length;
+            return;
         }
         if let Some(next) = self.dims.get_mut(self.rank) {
             *next = (length, stride);

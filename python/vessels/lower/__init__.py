@@ -14,6 +14,7 @@ from vessels.errors import UnsupportedError
 from vessels.lower import (  # noqa: F401  (imported for their registrations)
     convolution,
     elementwise,
+    indexing,
     matrix,
     movement,
     pooling,

@@ -51,14 +51,17 @@ def require(condition: object, reason: str) -> None:
         raise Refusal(reason)
 
 
+_UNARY = {*range(MapCode.I_TO_F, MapCode.ADD_F), *range(MapCode.NEG_I, MapCode.ADD_I)} | {
+    MapCode.IS_NAN,
+    MapCode.IS_INF_POSITIVE,
+    MapCode.IS_INF_NEGATIVE,
+}
 ARITY = {
-    code: 0 if code < MapCode.I_TO_F
-    else 1 if code < MapCode.ADD_F or code in (MapCode.IS_NAN, MapCode.IS_INF_POSITIVE, MapCode.IS_INF_NEGATIVE)
-    or MapCode.NEG_I <= code <= MapCode.NOT_I
-    else 3 if code >= MapCode.SELECT_F
-    else 2
-    for code in MapCode
-}  # fmt: skip
+    **dict.fromkeys(MapCode, 2),
+    **{c: 1 for c in MapCode if c in _UNARY},
+    **dict.fromkeys((MapCode.CONST_F, MapCode.CONST_I), 0),
+    **dict.fromkeys((MapCode.SELECT_F, MapCode.SELECT_I), 3),
+}
 """Registers that each operation reads."""
 
 

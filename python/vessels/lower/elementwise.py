@@ -245,29 +245,26 @@ def cast(op: Op) -> None:
 
 @lowers("Clip")
 def clip(op: Op) -> None:
+    """Bounds are attributes before opset 11, then inputs that need not be constant."""
     floats = is_float(op)
-    if op.version < 11:
-        low: float | None = float(op.attr("min", -math.inf))
-        high: float | None = float(op.attr("max", math.inf))
-    else:
-        bounds = [op.fixed(1, "min"), op.fixed(2, "max")]
-        low, high = (None if v is None else v.reshape(-1)[0].item() for v in bounds)
     lower, upper = (M.MAX_F, M.MIN_F) if floats else (M.MAX_I, M.MIN_I)
-    low = None if low == -math.inf else low
-    high = None if high == math.inf else high
-    if low is None and high is None:
-        op.set(op.view())
-        return
+    if op.version < 11:
+        low, high = (op.attr(n) for n in ("min", "max"))
 
-    def expression(b: Body, x: int) -> int:
-        constant = b.f if floats else b.i
-        if low is not None:
-            x = b.op(lower, x, constant(low))  # type: ignore[arg-type]
-        if high is not None:
-            x = b.op(upper, x, constant(high))  # type: ignore[arg-type]
+        def fixed(b: Body, x: int) -> int:
+            x = x if low is None else b.op(lower, x, b.f(low))
+            return x if high is None else b.op(upper, x, b.f(high))
+
+        elementwise(op, fixed, 0)
+        return
+    given = [i for i in (1, 2) if op.has(i)]
+
+    def expression(b: Body, x: int, *bounds: int) -> int:
+        for index, bound in zip(given, bounds, strict=True):
+            x = b.op(lower if index == 1 else upper, x, bound)
         return x
 
-    elementwise(op, expression, 0)
+    elementwise(op, expression, 0, *given)
 
 
 @lowers("Relu")

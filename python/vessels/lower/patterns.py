@@ -11,7 +11,7 @@ from vessels.program import Activation, ActivationKind, Map, MapCode
 
 M = MapCode
 Tree = tuple[Any, ...]
-"""``("x",)`` and ``("y",)`` are inputs, ``("f", value)`` an immediate, else a code and its trees."""
+"""``("x",)`` and ``("y",)`` are inputs, ``("f", value)`` an immediate, else a code and trees."""
 
 _COMMUTATIVE = {M.ADD_F, M.MUL_F, M.MIN_F, M.MAX_F}
 
