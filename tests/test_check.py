@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from networks import Net
+from tests.networks import Net
 from vessels.check import check
 from vessels.errors import PlanError
 from vessels.plan import make_plan

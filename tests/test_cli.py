@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from conftest import ROOT, Sealed, small_model
+from tests.conftest import ROOT, Sealed, small_model
 from vessels.api import compile_model
 from vessels.cli import main
 from vessels.cli.common import parse_shapes, parse_size

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 import vessels
-from conftest import Sealed
+from tests.conftest import Sealed
 from vessels.errors import EnclaveError, KeyFileError, RequestError, SealedError, UsageError
 
 

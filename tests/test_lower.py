@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import reference
+from tests import reference
 from vessels.errors import UnsupportedError
 from vessels.importer import load
 from vessels.lower import lower

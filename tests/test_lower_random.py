@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-import reference
-from test_lower import assert_equal, assert_written_once, expected, model, node, randoms
+from tests import reference
+from tests.test_lower import assert_equal, assert_written_once, expected, model, node, randoms
 from vessels.importer import load
 from vessels.lower import lower
 from vessels.plan import make_plan

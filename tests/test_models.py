@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import rapidocr_onnxruntime
 from PIL import Image, ImageDraw, ImageFont
+
 from tests.comparison import Array, assert_close, assert_same_class, run_onnxruntime, run_vessels
 
 

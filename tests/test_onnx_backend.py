@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from onnx.backend.test import BackendTest
+
 from tests.backend import REFUSED, LateRep, VesselsBackend
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from networks import Net, random_net
+from tests.networks import Net, random_net
 from vessels.order import dependencies, order, overlap, peak_size
 from vessels.program import Buffer, DType, Instruction, View
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from networks import Net
+from tests.networks import Net
 from vessels.pack import ConstantChunks, LayerChunks, Shape
 from vessels.program import Conv, Cut, Depthwise, DType, View, Winograd, WinogradMode, panel_widths
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from networks import Net, random_net
-from reference import Array, Memory, run, step
+from tests.networks import Net, random_net
+from tests.reference import Array, Memory, run, step
 from vessels.check import check
 from vessels.errors import BudgetError, UsageError
 from vessels.plan import Plan, make_plan

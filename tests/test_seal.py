@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from networks import Net
+from tests.networks import Net
 from vessels.check import check
 from vessels.errors import KeyFileError, OutputError, SealedError, VesselsError
 from vessels.plan import Plan, make_plan

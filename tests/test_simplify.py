@@ -13,8 +13,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
-from tests.test_import import make, random, run
 
+from tests.test_import import make, random, run
 from vessels.importer import load
 from vessels.simplify import simplify
 
@@ -153,7 +153,7 @@ def test_no_ops_go() -> None:
         N("Sum", ["i", "x"], ["y"]),
     ]
     constants = {"shape": np.array([0, -1]), "zero": np.array([0]), "large": np.array([1 << 40])}
-    constants |= {"pads": np.zeros(4, np.int64), "one": np.float32(1)}
+    constants |= {"pads": np.zeros(4, np.int64), "one": np.array(1, np.float32)}
     assert check(nodes, random(3, 4), constants) == {"Add": 1}
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import make_vectors
 
 import vessels
+from tests import make_vectors
 from vessels.errors import KeyFileError, SealedError
 from vessels.seal import open_sealed
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from benchmarks import zoo
 from tests.comparison import assert_close, assert_same_class, run_onnxruntime, run_vessels
-
 from vessels.api import compile_model
 from vessels.figures import Figures, figures
 

@@ -45,7 +45,7 @@ impl Engine {
             .get_or_insert(refusal);
     }
 
-    /// One worker's part of a run: every instruction in order, a barrier after each.
+    /// One worker's part of a run: every instruction in order; each ends when all its work is done.
     fn work(&self, worker: &Worker<'_>) {
         #[cfg(test)]
         if self.watched.load(Ordering::Relaxed) {
@@ -66,7 +66,6 @@ impl Engine {
                 worker.fail();
                 return;
             }
-            worker.barrier();
             if worker.failed() {
                 return;
             }

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: vessels-enclave --model FILE [--threads N]";
-/// The model or a run was refused.
+/// The model was refused.
 const REFUSED: u8 = 2;
 /// The command line is wrong.
 const MISUSED: u8 = 64;

@@ -87,7 +87,7 @@ pub fn write_error(sink: &mut impl Write, refusal: &Refusal) -> io::Result<()> {
     sink.flush()
 }
 
-/// Says READY and answers requests until the host closes or a run is refused.
+/// Says READY and answers requests until the host closes or a run shows the model to be altered.
 pub fn serve(machine: &mut Machine, source: &mut impl Read, sink: &mut impl Write) -> End {
     match answer_all(machine, source, sink) {
         Ok(()) => End::Closed,
@@ -132,6 +132,11 @@ fn answer_all(
         machine.read_inputs(source)?;
         if let Err(refusal) = machine.run(kind == RUN_TIMED) {
             write_error(sink, &refusal)?;
+            if let Refusal::Index { .. } = refusal {
+                // The request's fault, not the model's: every run writes what it reads, so
+                // nothing of this one reaches the next.
+                continue;
+            }
             return Err(End::Refused(refusal));
         }
         if kind == RUN_TIMED {

@@ -1,10 +1,15 @@
-//! The worker threads: made once at load, parked between runs, and while one runs meeting at
-//! barriers and sharing out the work of each loop.
+//! The worker threads: made once at load, parked between runs, and while one runs sharing out
+//! the work of each loop.
+//!
+//! A loop is over when its items are done, not when every worker has come by: a worker that the
+//! system keeps off its core holds nobody up unless it has an item in hand, and catches up by
+//! finding the loops it missed already over.
 
 use crate::refusal::Refusal;
+use core::cell::Cell;
 use core::hint::spin_loop;
-use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -18,49 +23,64 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A barrier that spins, then yields, then sleeps.
-struct Meeting {
-    count: usize,
-    spins: u32,
-    yields: u32,
-    arrived: Line<AtomicUsize>,
-    generation: Line<AtomicU32>,
-    sleepers: AtomicUsize,
-    gate: Mutex<()>,
-    opened: Condvar,
+/// What one worker has left of a loop, in one word: the loop's number, then start and end.
+#[derive(Clone, Copy)]
+struct Left {
+    phase: u64,
+    start: u64,
+    end: u64,
 }
 
-impl Meeting {
-    fn new(count: usize, spins: u32, yields: u32) -> Self {
-        Meeting {
-            count,
-            spins,
-            yields,
-            arrived: Line(AtomicUsize::new(0)),
-            generation: Line(AtomicU32::new(0)),
-            sleepers: AtomicUsize::new(0),
-            gate: Mutex::new(()),
-            opened: Condvar::new(),
+impl Left {
+    const BITS: u32 = 22;
+    /// Most claims of one loop; larger loops are claimed in larger pieces.
+    const MOST: usize = (1 << Self::BITS) - 1;
+    /// Most loops of one run.
+    const PHASES: u64 = 1 << (64 - 2 * Self::BITS);
+
+    fn unpack(word: u64) -> Self {
+        let mask = (1 << Self::BITS) - 1;
+        Left {
+            phase: word >> (2 * Self::BITS),
+            start: (word >> Self::BITS) & mask,
+            end: word & mask,
         }
     }
 
-    /// Returns when all have come, or `failed` is set.
-    fn meet(&self, failed: &AtomicBool) {
-        if self.count == 1 {
-            return;
-        }
-        let generation = self.generation.0.load(Ordering::Acquire);
-        if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
-            self.arrived.0.store(0, Ordering::Relaxed);
-            self.generation
-                .0
-                .store(generation.wrapping_add(1), Ordering::SeqCst);
-            self.wake();
-            return;
-        }
-        let over = || {
-            self.generation.0.load(Ordering::SeqCst) != generation || failed.load(Ordering::SeqCst)
-        };
+    fn pack(self) -> u64 {
+        (self.phase << (2 * Self::BITS)) | (self.start << Self::BITS) | self.end
+    }
+}
+
+/// Whether a run goes on, and who is in it.
+struct Turn {
+    number: u64,
+    open: bool,
+    closed: bool,
+    active: usize,
+}
+
+struct Shared {
+    count: usize,
+    spins: u32,
+    yields: u32,
+    /// Set by the worker that fails; ends every loop of the run.
+    failed: AtomicBool,
+    /// Claims done since the run began, over all its loops.
+    done: Line<AtomicU64>,
+    /// What each worker has left, [`Left`] packed.
+    left: Box<[Line<AtomicU64>]>,
+    sleepers: AtomicUsize,
+    gate: Mutex<()>,
+    opened: Condvar,
+    turn: Mutex<Turn>,
+    begun: Condvar,
+    ended: Condvar,
+}
+
+impl Shared {
+    /// Returns when `over` holds: spins, then yields, then sleeps until [`Shared::wake`].
+    fn wait_until(&self, over: impl Fn() -> bool) {
         for _ in 0..self.spins {
             if over() {
                 return;
@@ -73,15 +93,12 @@ impl Meeting {
             }
             std::thread::yield_now();
         }
-        // Counted before the last look: whoever opens the gate after it sees a sleeper, and
+        // Counted before the last look: whoever makes `over` hold after it sees a sleeper, and
         // takes the lock to wake it.
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         let mut gate = lock(&self.gate);
         while !over() {
-            gate = self
-                .opened
-                .wait(gate)
-                .unwrap_or_else(PoisonError::into_inner);
+            gate = self.opened.wait(gate).unwrap_or_else(PoisonError::into_inner);
         }
         drop(gate);
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -93,24 +110,6 @@ impl Meeting {
             self.opened.notify_all();
         }
     }
-}
-
-struct Turn {
-    number: u64,
-    closed: bool,
-}
-
-struct Shared {
-    count: usize,
-    /// Set by the worker that fails; ends every loop and barrier of the run.
-    failed: AtomicBool,
-    never: AtomicBool,
-    barrier: Meeting,
-    end: Meeting,
-    /// What each worker has left of the current share: start in the high half, end in the low.
-    ranges: Box<[Line<AtomicU64>]>,
-    turn: Mutex<Turn>,
-    begun: Condvar,
 }
 
 type Body = dyn Fn(&Worker<'_>) + Send + Sync;
@@ -128,29 +127,22 @@ impl Team {
         let count = count.max(1);
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         // Where threads outnumber cores, spinning keeps the awaited one from running.
-        let (spins, yields) = if count <= cores {
-            (10_000, 200)
-        } else {
-            (50, 500)
-        };
+        let (spins, yields) = if count <= cores { (10_000, 200) } else { (50, 500) };
         let shared = Arc::new(Shared {
             count,
+            spins,
+            yields,
             failed: AtomicBool::new(false),
-            never: AtomicBool::new(false),
-            barrier: Meeting::new(count, spins, yields),
-            end: Meeting::new(count, spins, yields),
-            ranges: (0..count).map(|_| Line(AtomicU64::new(0))).collect(),
-            turn: Mutex::new(Turn {
-                number: 0,
-                closed: false,
-            }),
+            done: Line(AtomicU64::new(0)),
+            left: (0..count).map(|_| Line(AtomicU64::new(0))).collect(),
+            sleepers: AtomicUsize::new(0),
+            gate: Mutex::new(()),
+            opened: Condvar::new(),
+            turn: Mutex::new(Turn { number: 0, open: false, closed: false, active: 0 }),
             begun: Condvar::new(),
+            ended: Condvar::new(),
         });
-        let mut team = Team {
-            shared,
-            body,
-            threads: Vec::with_capacity(count - 1),
-        };
+        let mut team = Team { shared, body, threads: Vec::with_capacity(count - 1) };
         for index in 1..count {
             let shared = Arc::clone(&team.shared);
             let body = Arc::clone(&team.body);
@@ -171,20 +163,30 @@ impl Team {
         self.shared.count
     }
 
-    /// Runs the body on every worker and returns when all are done; whether none failed.
+    /// Runs the body and returns when all work is done; whether none failed.
+    ///
+    /// A thread that has not woken by then takes no part in the run.
     pub fn run(&mut self) -> bool {
         let shared = &*self.shared;
         shared.failed.store(false, Ordering::SeqCst);
-        shared.barrier.arrived.0.store(0, Ordering::SeqCst);
-        for range in &shared.ranges {
-            range.0.store(0, Ordering::SeqCst);
+        shared.done.0.store(0, Ordering::SeqCst);
+        for left in &shared.left {
+            left.0.store(0, Ordering::SeqCst);
         }
         if shared.count > 1 {
-            lock(&shared.turn).number += 1;
+            let mut turn = lock(&shared.turn);
+            turn.number += 1;
+            turn.open = true;
+            drop(turn);
             shared.begun.notify_all();
         }
         (self.body)(&Worker::new(shared, 0));
-        shared.end.meet(&shared.never);
+        let mut turn = lock(&shared.turn);
+        turn.open = false;
+        while turn.active > 0 {
+            turn = shared.ended.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(turn);
         !shared.failed.load(Ordering::SeqCst)
     }
 }
@@ -205,19 +207,21 @@ fn follow(shared: &Shared, body: &Body, index: usize) {
     loop {
         {
             let mut turn = lock(&shared.turn);
-            while turn.number == seen && !turn.closed {
-                turn = shared
-                    .begun
-                    .wait(turn)
-                    .unwrap_or_else(PoisonError::into_inner);
+            while (turn.number == seen || !turn.open) && !turn.closed {
+                turn = shared.begun.wait(turn).unwrap_or_else(PoisonError::into_inner);
             }
             if turn.closed {
                 return;
             }
             seen = turn.number;
+            turn.active += 1;
         }
         body(&Worker::new(shared, index));
-        shared.end.meet(&shared.never);
+        let mut turn = lock(&shared.turn);
+        turn.active -= 1;
+        if turn.active == 0 {
+            shared.ended.notify_all();
+        }
     }
 }
 
@@ -225,16 +229,14 @@ fn follow(shared: &Shared, body: &Body, index: usize) {
 pub struct Worker<'a> {
     shared: &'a Shared,
     index: usize,
-    own_thread: PhantomData<*const ()>,
+    /// Loops begun by this worker, and the claims of all of them together.
+    phase: Cell<u64>,
+    claims: Cell<u64>,
 }
 
 impl<'a> Worker<'a> {
     fn new(shared: &'a Shared, index: usize) -> Self {
-        Worker {
-            shared,
-            index,
-            own_thread: PhantomData,
-        }
+        Worker { shared, index, phase: Cell::new(0), claims: Cell::new(0) }
     }
 
     pub fn index(&self) -> usize {
@@ -246,15 +248,10 @@ impl<'a> Worker<'a> {
         self.shared.count
     }
 
-    /// Waits until every worker has come here, or one has failed.
-    pub fn barrier(&self) {
-        self.shared.barrier.meet(&self.shared.failed);
-    }
-
-    /// Ends the run: every worker's shares and barriers end at once.
+    /// Ends the run: every worker's loops end at once.
     pub fn fail(&self) {
         self.shared.failed.store(true, Ordering::SeqCst);
-        self.shared.barrier.wake();
+        self.shared.wake();
     }
 
     pub fn failed(&self) -> bool {
@@ -265,51 +262,70 @@ impl<'a> Worker<'a> {
     ///
     /// Every worker calls it with the same count, in the same order. Each owns one contiguous
     /// range and takes from its front; a worker that has none left steals from the back of the
-    /// fullest other range. The end of the iteration is a barrier, so everything done under one
-    /// share is over when any worker goes on from it. An iteration that is dropped before its
-    /// end (a worker returns an error) fails the run, so that nobody waits for it.
+    /// fullest other range. When the iteration ends all items are done, by whomever, and what
+    /// was written by them can be read. An iteration that is dropped before its end (a worker
+    /// returns an error) fails the run, so that nobody waits for it.
     pub fn share(&self, item_count: usize) -> Share<'_> {
-        let shared = self.shared;
-        // 32 bits hold any count of items that a pool has room for work on; beyond, the items
-        // are left undone and the run fails rather than being done wrongly.
-        let Ok(item_count) = u32::try_from(item_count) else {
+        let phase = self.phase.get() + 1;
+        self.phase.set(phase);
+        if phase >= Left::PHASES {
+            // Far beyond what a validated program has; left undone rather than done wrongly.
             self.fail();
-            return Share {
-                worker: self,
-                ended: false,
-            };
-        };
-        let bound = |i: usize| (u64::from(item_count) * i as u64) / shared.count as u64;
-        if let Some(range) = shared.ranges.get(self.index) {
-            let packed = (bound(self.index) << 32) | bound(self.index + 1);
-            range.0.store(packed, Ordering::Release);
         }
-        Share {
-            worker: self,
-            ended: false,
-        }
+        let piece = item_count.div_ceil(Left::MOST).max(1);
+        let claim_count = item_count.div_ceil(piece);
+        self.claims.set(self.claims.get() + claim_count as u64);
+        Share { worker: self, phase, item_count, piece, claim_count, items: 0..0, state: State::Idle }
     }
+}
+
+enum State {
+    /// Nothing claimed.
+    Idle,
+    /// The items of a claim are being handed out.
+    Working,
+    Over,
 }
 
 /// The items one worker gets; see [`Worker::share`].
 pub struct Share<'a> {
     worker: &'a Worker<'a>,
-    ended: bool,
+    phase: u64,
+    item_count: usize,
+    /// Items in a claim.
+    piece: usize,
+    claim_count: usize,
+    items: Range<usize>,
+    state: State,
 }
 
 impl Share<'_> {
+    /// What worker `index` has left of this loop; nothing if the loop is over already.
+    fn left(&self, index: usize, word: u64) -> Option<Left> {
+        let left = Left::unpack(word);
+        if left.phase > self.phase {
+            return None;
+        }
+        if left.phase == self.phase {
+            return Some(left);
+        }
+        // Nobody has touched this range in this loop yet.
+        let count = self.worker.shared.count as u64;
+        let bound = |i: u64| self.claim_count as u64 * i / count;
+        let index = index as u64;
+        Some(Left { phase: self.phase, start: bound(index), end: bound(index + 1) })
+    }
+
     fn take_own(&self) -> Option<usize> {
-        let range = &self.worker.shared.ranges.get(self.worker.index)?.0;
-        let mut packed = range.load(Ordering::Acquire);
+        let index = self.worker.index;
+        let range = &self.worker.shared.left.get(index)?.0;
+        let mut word = range.load(Ordering::Acquire);
         loop {
-            let (start, end) = (packed >> 32, packed & 0xffff_ffff);
-            if start >= end {
-                return None;
-            }
-            let rest = packed + (1 << 32);
-            match range.compare_exchange_weak(packed, rest, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some(start as usize),
-                Err(now) => packed = now,
+            let left = self.left(index, word).filter(|left| left.start < left.end)?;
+            let rest = Left { start: left.start + 1, ..left }.pack();
+            match range.compare_exchange_weak(word, rest, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(left.start as usize),
+                Err(now) => word = now,
             }
         }
     }
@@ -318,20 +334,30 @@ impl Share<'_> {
         loop {
             let mut fullest = None;
             let mut most = 0;
-            for range in &self.worker.shared.ranges {
-                let packed = range.0.load(Ordering::Acquire);
-                let left = (packed & 0xffff_ffff).saturating_sub(packed >> 32);
-                if left > most {
-                    most = left;
-                    fullest = Some((&range.0, packed));
+            for (index, range) in self.worker.shared.left.iter().enumerate() {
+                let word = range.0.load(Ordering::Acquire);
+                let left = self.left(index, word)?;
+                if left.end.saturating_sub(left.start) > most {
+                    most = left.end - left.start;
+                    fullest = Some((&range.0, word, left));
                 }
             }
-            let (range, packed) = fullest?;
-            if range
-                .compare_exchange(packed, packed - 1, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
-            {
-                return Some((packed & 0xffff_ffff) as usize - 1);
+            let (range, word, left) = fullest?;
+            let rest = Left { end: left.end - 1, ..left }.pack();
+            if range.compare_exchange(word, rest, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Some(left.end as usize - 1);
+            }
+        }
+    }
+
+    /// Counts the claim in hand as done.
+    fn finish_claim(&mut self) {
+        if matches!(self.state, State::Working) {
+            self.state = State::Idle;
+            let shared = self.worker.shared;
+            let done = shared.done.0.fetch_add(1, Ordering::SeqCst) + 1;
+            if done == self.worker.claims.get() {
+                shared.wake();
             }
         }
     }
@@ -342,23 +368,34 @@ impl Iterator for Share<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<usize> {
-        if self.ended {
-            return None;
-        }
-        if !self.worker.failed()
-            && let Some(item) = self.take_own().or_else(|| self.steal())
-        {
+        if let Some(item) = self.items.next() {
             return Some(item);
         }
-        self.ended = true;
-        self.worker.barrier();
+        if matches!(self.state, State::Over) {
+            return None;
+        }
+        self.finish_claim();
+        let worker = self.worker;
+        if !worker.failed() {
+            if let Some(claim) = self.take_own().or_else(|| self.steal()) {
+                let start = claim * self.piece;
+                self.items = start..(start + self.piece).min(self.item_count);
+                self.state = State::Working;
+                return self.items.next();
+            }
+        }
+        self.state = State::Over;
+        let (shared, claims) = (worker.shared, worker.claims.get());
+        shared.wait_until(|| {
+            shared.done.0.load(Ordering::SeqCst) >= claims || shared.failed.load(Ordering::SeqCst)
+        });
         None
     }
 }
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        if !self.ended {
+        if !matches!(self.state, State::Over) {
             self.worker.fail();
         }
     }
@@ -412,7 +449,6 @@ mod tests {
                             return;
                         }
                     }
-                    worker.barrier();
                     if worker.failed() {
                         return;
                     }

@@ -15,8 +15,6 @@ use core::arch::x86_64::*;
 pub unsafe trait Simd {
     type V: Copy;
     const LANES: usize;
-    /// Most pixels of a register tile of two vectors each.
-    const TILE: usize;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
@@ -43,7 +41,6 @@ pub struct Avx512;
 unsafe impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
-    const TILE: usize = 14;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -121,7 +118,6 @@ impl Avx2 {
 unsafe impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
-    const TILE: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -210,7 +206,6 @@ macro_rules! lanes {
 unsafe impl Simd for Portable {
     type V = [f32; 4];
     const LANES: usize = 4;
-    const TILE: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> [f32; 4] {

@@ -25,6 +25,7 @@ struct Layer {
     /// Parameters for each output channel and unit of depth.
     taps: u64,
     depth_may_be_cut: bool,
+    most_panels_per_chunk: u32,
 }
 
 /// Checks the chunks of an instruction and notes that they are used.
@@ -45,6 +46,7 @@ pub fn check(
                     .ok_or(("kernel", Fault::Overflow))?,
                 taps: 1,
                 depth_may_be_cut: true,
+                most_panels_per_chunk: u32::MAX,
             };
             (
                 &i.cut,
@@ -60,6 +62,7 @@ pub fn check(
                 depth: shape(&i.input, 3),
                 taps: 9,
                 depth_may_be_cut: true,
+                most_panels_per_chunk: 1,
             };
             (&i.cut, layer, false)
         }
@@ -70,6 +73,7 @@ pub fn check(
                 depth: kernel_h * kernel_w,
                 taps: 1,
                 depth_may_be_cut: false,
+                most_panels_per_chunk: u32::MAX,
             };
             (&i.cut, layer, false)
         }
@@ -100,6 +104,9 @@ fn layer_chunks(
         return Err(Fault::CutDepth);
     }
     let panels_per_chunk = u64::from(cut.panels_per_chunk);
+    if cut.panels_per_chunk > layer.most_panels_per_chunk {
+        return Err(Fault::CutPanels);
+    }
     if panels_per_chunk == 0 || (pieces > 1 && panels_per_chunk != 1) {
         return Err(Fault::CutPanels);
     }

@@ -165,12 +165,12 @@ def forward(node: ir.Node, source: ir.Value) -> bool:
     an input, a constant or an output itself, cannot take its name.
     """
     old = node.outputs[0]
-    name = old.name
-    if old.is_graph_output() and (source.producer() is None or source.is_graph_output()):
+    name, public = old.name, old.is_graph_output()
+    if public and (source.producer() is None or source.is_graph_output()):
         return False
     ir.convenience.replace_all_uses_with(old, source, replace_graph_outputs=True)
     assert node.graph is not None
     node.graph.remove(node, safe=True)
-    if source.is_graph_output() and name is not None:
+    if public:
         source.name = name
     return True
