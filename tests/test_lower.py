@@ -17,6 +17,7 @@ from tests import reference
 from vessels.errors import UnsupportedError
 from vessels.importer import load
 from vessels.lower import lower
+from vessels.plan import make_plan
 from vessels.program import (
     Activation,
     ActivationKind,
@@ -91,7 +92,7 @@ def check(
     constants: dict[str, Array] | None = None,
     opset: int = 20,
 ) -> LoweredProgram:
-    """Lowers as it is and simplified; both must agree with ONNX Runtime."""
+    """Lowers as it is and simplified; both must agree with ONNX Runtime, and can be planned."""
     proto = model(nodes, inputs, outputs, constants, opset)
     wanted = expected(proto, inputs)
     simplified = lower(simplify(load(proto)))
@@ -99,6 +100,8 @@ def check(
     program = lower(load(proto))
     assert_equal(reference.run(program, inputs), wanted)
     assert_written_once(program)
+    make_plan(simplified)
+    make_plan(program)
     return program
 
 
@@ -147,11 +150,17 @@ def count(program: LoweredProgram, kind: type) -> int:
         ((2, 10, 33), (7, 10, 5), {"strides": [2], "pads": [3, 1]}),
         ((1, 3, 33), (7, 3, 5), {"pads": [2, 2]}),
         ((1, 3, 9, 9), (4, 3, 3, 3), {"dilations": [1, 2]}),
+        # Windows that lie wholly in the padding.
+        ((1, 9, 3, 4), (5, 9, 1, 1), {"pads": [1, 2, 0, 1]}),
+        ((1, 9, 5, 5), (5, 9, 1, 1), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ((2, 3, 4, 3), (5, 3, 3, 2), {"pads": [4, 3, 3, 5], "strides": [2, 1]}),
+        ((1, 6, 4, 3), (6, 1, 2, 3), {"pads": [2, 1, 5, 4], "group": 6}),
     ],
 )
 def test_conv(shape: tuple[int, ...], weights: tuple[int, ...], attributes: dict[str, Any]) -> None:
     constants = {"w": randoms(*weights, seed=1), "b": randoms(weights[0], seed=2)}
-    check([node("Conv", "x w b", "y", **attributes)], {"x": randoms(*shape)}, "y", constants)
+    relu = node("Relu", "c", "y")
+    check([node("Conv", "x w b", "c", **attributes), relu], {"x": randoms(*shape)}, "y", constants)
     check([node("Conv", "x w", "y", **attributes)], {"x": randoms(*shape)}, "y", constants)
 
 
@@ -165,6 +174,10 @@ def test_conv(shape: tuple[int, ...], weights: tuple[int, ...], attributes: dict
         ((1, 3, 5, 4), (3, 4, 3, 3), {"strides": [2, 2], "dilations": [3, 2]}),
         ((1, 4, 5, 4), (4, 2, 4, 4), {"strides": [2, 2], "pads": [1, 1, 1, 1], "group": 2}),
         ((1, 3, 9), (3, 4, 4), {"strides": [2], "pads": [1, 1]}),
+        # Phases whose last windows lie wholly beyond the input.
+        ((1, 2, 3, 3), (2, 2, 3, 3), {"strides": [3, 2], "output_padding": [2, 1]}),
+        ((1, 2, 3, 3), (2, 2, 1, 2), {"strides": [3, 3], "output_padding": [2, 2]}),
+        ((1, 2, 2, 3), (2, 3, 2, 1), {"strides": [1, 2], "dilations": [4, 1]}),
     ],
 )
 def test_conv_transpose(

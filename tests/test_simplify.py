@@ -176,6 +176,11 @@ def test_an_input_that_is_an_output_keeps_both_names() -> None:
     assert ops["Relu"] == 1
 
 
+def test_an_output_that_is_read_through_an_identity_keeps_its_name() -> None:
+    nodes = [N("Relu", ["x"], ["y"]), N("Identity", ["y"], ["a"]), N("Sqrt", ["a"], ["z"])]
+    assert check(nodes, random(3), outputs=["y", "z"]) == {"Relu": 1, "Sqrt": 1}
+
+
 def test_views_are_merged() -> None:
     nodes = [
         N("Transpose", ["x"], ["a"], perm=[0, 2, 3, 1]),

@@ -14,6 +14,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 const STACK_SIZE: usize = 512 << 10;
+/// How often a waiting worker lets others run before it sleeps.
+const YIELDS: u32 = 25;
 
 /// A value on cache lines of its own.
 #[repr(align(128))]
@@ -63,7 +65,6 @@ struct Turn {
 struct Shared {
     count: usize,
     spins: u32,
-    yields: u32,
     /// Set by the worker that fails; ends every loop of the run.
     failed: AtomicBool,
     /// Claims done since the run began, over all its loops.
@@ -79,18 +80,16 @@ struct Shared {
 }
 
 impl Shared {
-    /// Returns when `over` holds: spins, then yields, then sleeps until [`Shared::wake`].
+    /// Returns when `over` holds: spins and yields in turn, then sleeps until [`Shared::wake`].
     fn wait_until(&self, over: impl Fn() -> bool) {
-        for _ in 0..self.spins {
-            if over() {
-                return;
+        for _ in 0..YIELDS {
+            for _ in 0..self.spins {
+                if over() {
+                    return;
+                }
+                spin_loop();
             }
-            spin_loop();
-        }
-        for _ in 0..self.yields {
-            if over() {
-                return;
-            }
+            // The awaited worker may be queued on this very core.
             std::thread::yield_now();
         }
         // Counted before the last look: whoever makes `over` hold after it sees a sleeper, and
@@ -126,12 +125,12 @@ impl Team {
     pub fn start(count: usize, body: Arc<Body>) -> Result<Self, Refusal> {
         let count = count.max(1);
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        // Where threads outnumber cores, spinning keeps the awaited one from running.
-        let (spins, yields) = if count <= cores { (10_000, 200) } else { (50, 500) };
+        // Some forty microseconds. Where threads outnumber cores, spinning keeps the awaited one
+        // from running.
+        let spins = if count <= cores { 2_000 } else { 50 };
         let shared = Arc::new(Shared {
             count,
             spins,
-            yields,
             failed: AtomicBool::new(false),
             done: Line(AtomicU64::new(0)),
             left: (0..count).map(|_| Line(AtomicU64::new(0))).collect(),

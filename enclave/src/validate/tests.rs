@@ -206,6 +206,7 @@ fn winograd() {
         &with(|w| w.workspace.shape[0] -= 1),
         Fault::WorkspaceTooSmall,
     );
+    refused(&with(|w| w.cut.panels_per_chunk = 2), Fault::CutPanels);
     refused(&with(|w| w.tile_block = 0), Fault::TileBlock);
     refused(&with(|w| w.tile_block = 33), Fault::TileBlock);
     refused(&with(|w| w.workspace.offset -= 64), Fault::ScratchOverlap);

@@ -144,13 +144,7 @@ def convolution(op: Op) -> None:
         _emit(op.builder, image, output, hwio, bias, w)
     elif group == in_channels == out_channels:
         x = channels_last(op.builder, views.permute(image, NCHW))
-        _check_padding(w, x, output)
-        op.builder.emit(
-            Depthwise(
-                x, output, None, w.kernel, w.stride, w.dilation, w.padding[:2], Activation(),
-                False, Parameters(np.ascontiguousarray(hwio[:, :, 0]), bias),
-            )
-        )  # fmt: skip
+        _emit_depthwise(op.builder, x, output, np.ascontiguousarray(hwio[:, :, 0]), bias, w)
     else:
         x = channels_last(op.builder, views.permute(image, NCHW))
         c, o = in_channels // group, out_channels // group
@@ -163,6 +157,51 @@ def convolution(op: Op) -> None:
     op.set(logical)
 
 
+def _cropped(
+    builder: Builder, image: View, output: View, bias: Array, w: Window
+) -> tuple[View, View, Window] | None:
+    """``image``, the rows and columns of ``output`` whose windows meet it, and the window there.
+
+    The others are filled with the bias: no instruction may have a window wholly outside of its
+    input. ``None`` when all are.
+    """
+    value = np.asarray(bias, np.float32)
+
+    def fill(rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        if rows[1] > 0 and columns[1] > 0:
+            target = views.cut(views.cut(output, 1, *rows), 2, *columns)
+            builder.map([builder.constant_view(value, "bias")], target)
+
+    (first, count), (left, width) = (
+        _meeting(w, axis, image.shape[1 + axis], output.shape[1 + axis]) for axis in (0, 1)
+    )
+    height, whole = output.shape[1], (0, output.shape[2])
+    if count <= 0 or width <= 0:
+        fill((0, height), whole)
+        return None
+    fill((0, first), whole)
+    fill((first + count, height - first - count), whole)
+    fill((first, count), (0, left))
+    fill((first, count), (left + width, output.shape[2] - left - width))
+    part = views.cut(views.cut(output, 1, first, count), 2, left, width)
+    padding = [w.padding[0] - first * w.stride[0], w.padding[1] - left * w.stride[1]]
+    for axis, pad in enumerate(padding):
+        if pad < 0:  # a stride beyond the kernel has stepped over the first cells
+            image = views.cut(image, 1 + axis, -pad, image.shape[1 + axis] + pad)
+            padding[axis] = 0
+    # The padding at the end only says how large the output is, which its shape does already.
+    return image, part, replace(w, padding=(padding[0], padding[1], *w.padding[2:]))
+
+
+def _meeting(w: Window, axis: int, size: int, count: int) -> tuple[int, int]:
+    """First and number of the ``count`` windows along ``axis`` that begin before the input's
+    end and end after its beginning."""
+    pad, stride = w.padding[axis], w.stride[axis]
+    first = max(0, -(-(pad - w.extent(axis) + 1) // stride))
+    stop = min(count, -(-(size + pad) // stride))
+    return first, stop - first
+
+
 def _check_padding(w: Window, image: View, output: View) -> None:
     reads_padding = any(w.padding) or any(
         (output.shape[1 + i] - 1) * w.stride[i] + w.extent(i) > image.shape[1 + i] for i in (0, 1)
@@ -173,8 +212,29 @@ def _check_padding(w: Window, image: View, output: View) -> None:
     )
 
 
+def _emit_depthwise(
+    builder: Builder, image: View, output: View, weights: Array, bias: Array, w: Window
+) -> None:
+    """One :class:`Depthwise` of ``image`` into ``output``; ``weights`` are ``[KH, KW, C]``."""
+    part = _cropped(builder, image, output, bias, w)
+    if part is None:
+        return
+    image, output, w = part
+    _check_padding(w, image, output)
+    builder.emit(
+        Depthwise(
+            image, output, None, w.kernel, w.stride, w.dilation, w.padding[:2], Activation(),
+            False, Parameters(weights, bias),
+        )
+    )  # fmt: skip
+
+
 def _emit(builder: Builder, image: View, output: View, hwio: Array, bias: Array, w: Window) -> None:
     """One :class:`Conv` of ``image`` ``[N, H, W, C]`` (any strides) into ``output``."""
+    part = _cropped(builder, image, output, bias, w)
+    if part is None:
+        return
+    image, output, w = part
     kh, kw, c, o = hwio.shape
     top, left, _, right = w.padding
     if c < FEW_CHANNELS and kw > 1 and w.dilation[1] == 1:
@@ -294,20 +354,24 @@ def _emit_phase(
             source = views.cut(source, 1 + i, phase.offset, image.shape[1 + i] - phase.offset)
         else:
             visible = False
+    value = np.asarray(bias, np.float32)
     if not row.taps or not column.taps or not visible:
-        value = builder.constant_view(np.asarray(bias, np.float32), "bias")
-        builder.map([value], target)
+        builder.map([builder.constant_view(value, "bias")], target)
         return
     kernel = np.ascontiguousarray(hwio[list(row.taps)][:, list(column.taps)], np.float32)
     w = Window(
         (len(row.taps), len(column.taps)), (1, 1), (row.dilation, column.dilation),
         (padding[0], padding[1], 0, 0),
     )  # fmt: skip
+    part = _cropped(builder, source, target, value, w)
+    if part is None:
+        return
+    source, target, w = part
     _check_padding(w, source, target)
     builder.emit(
         Conv(
             source, target, None, w.kernel, w.stride, w.dilation, w.padding[:2], Activation(),
-            False, Parameters(kernel, np.asarray(bias, np.float32)),
+            False, Parameters(kernel, value),
         )
     )  # fmt: skip
 

@@ -33,6 +33,13 @@ def resize(op: Op) -> None:
             continue
         if op.attr("antialias", 0):
             require(scales[axis] >= 1.0, "antialias=1")
+        if transform == "align_corners" and out > 1:
+            # ONNX aligns with the last cell of an output of size * scale cells, whole or not;
+            # runtimes align with the last cell there is.
+            require(
+                abs(scales[axis] * size - out) < 1e-3,
+                "align_corners with scales that give no whole size",
+            )
         where = _coordinates(transform, size, out, scales[axis])
         if mode == "linear":
             x = _interpolated(op, x, axis, where)
