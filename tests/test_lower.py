@@ -210,6 +210,23 @@ def test_pool(op: str, shape: tuple[int, ...], attributes: dict[str, Any]) -> No
         check([node(op, "x", "y", **attributes)], {"x": randoms(*shape)})
 
 
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([node("MaxPool", "x", "y", kernel_shape=[2], dilations=[2], auto_pad="SAME_UPPER")],
+         "auto_pad with dilations"),
+        ([node("AveragePool", "x", "y", kernel_shape=[2], dilations=[8], pads=[4, 6])],
+         "wholly in the padding"),
+        ([node("Resize", "x _ s", "y", mode="linear",
+               coordinate_transformation_mode="align_corners")], "no whole size"),
+    ],
+)  # fmt: skip
+def test_what_runtimes_disagree_about_is_refused(nodes: list[onnx.NodeProto], reason: str) -> None:
+    proto = model(nodes, {"x": randoms(1, 2, 7)}, "y", {"s": np.array([1, 1, 0.6], np.float32)})
+    with pytest.raises(UnsupportedError, match=reason):
+        lower(load(proto))
+
+
 def test_lrn_and_global_pools() -> None:
     x = {"x": randoms(2, 7, 5, 3)}
     check([node("LRN", "x", "y", size=3, alpha=0.3, beta=0.6, bias=1.5)], x)
@@ -314,6 +331,44 @@ def test_concat_variants() -> None:
            node("Sigmoid", "b", "z")], x, "y z", constants)  # fmt: skip
     check([conv, node("Concat", "a x", "y", axis=1), node("Reshape", "a s", "z")], x, "y z",
           {**constants, "s": np.array([4, -1])})  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_an_index_for_every_element(dtype: type) -> None:
+    rng = np.random.default_rng(3)
+    x = randoms(3, 4, 5)
+    for axis in (0, 1, -1):
+        picks = rng.integers(-x.shape[axis], x.shape[axis], (2, 3, 5) if axis else (7, 3, 5))
+        feeds = {"x": x, "i": picks.astype(dtype)}
+        nodes = [
+            node("GatherElements", "x i", "a", axis=axis),
+            node("Transpose", "x", "t"),
+            node("GatherElements", "t j", "b", axis=axis),
+            node("Neg", "a", "y"),
+            node("Neg", "b", "z"),
+        ]
+        feeds["j"] = rng.integers(-3, 3, (2, 4, 3)).astype(dtype)
+        check(nodes, feeds, "y z")
+    program = lower(load(model(nodes, feeds, "y z")))
+    with pytest.raises(IndexError):
+        reference.run(program, {**feeds, "i": np.full_like(feeds["i"], 5)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "indices", "batch"),
+    [((4, 5), (3, 2), 0), ((4, 5, 6), (2, 3, 1), 0), ((2, 4, 5), (2, 3, 1), 1), ((4, 5), (1, 2), 0),
+     ((2, 3, 4, 5), (2, 3, 7, 2), 2)],
+)  # fmt: skip
+def test_an_index_for_every_tuple(
+    shape: tuple[int, ...], indices: tuple[int, ...], batch: int
+) -> None:
+    rng = np.random.default_rng(4)
+    sizes = shape[batch : batch + indices[-1]]
+    picks = np.stack([rng.integers(-d, d, indices[:-1]) for d in sizes], axis=-1)
+    feeds = {"x": randoms(*shape), "i": picks}
+    program = check([node("GatherND", "x i", "y", batch_dims=batch)], feeds)
+    with pytest.raises(IndexError):
+        reference.run(program, {**feeds, "i": np.full_like(picks, -9)})
 
 
 def test_products() -> None:

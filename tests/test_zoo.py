@@ -9,10 +9,16 @@ import numpy as np
 import onnx
 import pytest
 
+import vessels
 from benchmarks import zoo
 from tests.comparison import assert_close, assert_same_class, run_onnxruntime, run_vessels
+from vessels import importer
 from vessels.api import compile_model
+from vessels.errors import BudgetError
 from vessels.figures import Figures, figures
+from vessels.lower import lower
+from vessels.plan import make_plan
+from vessels.simplify import simplify
 
 MIB = 1 << 20
 
@@ -79,6 +85,50 @@ def test_activations_near_their_lower_bound(name: str) -> None:
 )
 def test_pool_is_as_small_as_promised(name: str) -> None:
     assert _figures(name).pool_size <= POOL_LIMITS[name] * MIB
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.heavy) for n in POOL_LIMITS]
+)
+def test_the_process_holds_little_more_than_its_pool(name: str, tmp_path: Path) -> None:
+    """Code, libraries, stacks and the decoded program take less than 6 MiB."""
+    model, sealed, key = _network(name), tmp_path / "m.vessel", bytes(32)
+    vessels.build(model, sealed, key=key)
+    try:
+        with vessels.Enclave(sealed, key=key) as enclave:
+            for _ in range(2):
+                enclave.run(zoo.example_input(model))
+            memory, pool_size = enclave.memory(), enclave.ready.pool_size
+    finally:
+        sealed.unlink()
+    assert memory.trusted <= pool_size + 6 * MIB
+    # No part of the pool may escape the account: all of it but what one run leaves alone.
+    assert memory.trusted >= 0.9 * pool_size
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v2", *(pytest.param(n, marks=pytest.mark.heavy) for n in ("alexnet", "resnet50"))],
+)
+def test_budgets(name: str) -> None:
+    """From the smallest possible budget up: never above it, never slower with more."""
+    lowered = lower(simplify(importer.load(_network(name), {})))
+    with pytest.raises(BudgetError) as refusal:
+        make_plan(lowered, memory=1000)
+    least = int(str(refusal.value).split("smallest possible budget is ")[1].split()[0])
+    with pytest.raises(BudgetError, match=str(least)):
+        make_plan(lowered, memory=least - 1)
+    streamed, resident = make_plan(lowered), make_plan(lowered, resident=True)
+    between = np.linspace(least, resident.pool_size, 8).astype(int).tolist()
+    before = float("inf")
+    for memory in sorted({*between, streamed.pool_size - 1, streamed.pool_size, 2 * between[-1]}):
+        plan = make_plan(lowered, memory=memory)
+        assert plan.pool_size <= memory
+        assert plan.estimated_ns <= before
+        before = plan.estimated_ns
+        if memory >= streamed.pool_size:
+            assert plan.estimated_ns <= streamed.estimated_ns
+    assert before <= resident.estimated_ns
 
 
 def test_same_seed_same_network() -> None:

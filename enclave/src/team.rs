@@ -97,7 +97,10 @@ impl Shared {
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         let mut gate = lock(&self.gate);
         while !over() {
-            gate = self.opened.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            gate = self
+                .opened
+                .wait(gate)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         drop(gate);
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -137,11 +140,20 @@ impl Team {
             sleepers: AtomicUsize::new(0),
             gate: Mutex::new(()),
             opened: Condvar::new(),
-            turn: Mutex::new(Turn { number: 0, open: false, closed: false, active: 0 }),
+            turn: Mutex::new(Turn {
+                number: 0,
+                open: false,
+                closed: false,
+                active: 0,
+            }),
             begun: Condvar::new(),
             ended: Condvar::new(),
         });
-        let mut team = Team { shared, body, threads: Vec::with_capacity(count - 1) };
+        let mut team = Team {
+            shared,
+            body,
+            threads: Vec::with_capacity(count - 1),
+        };
         for index in 1..count {
             let shared = Arc::clone(&team.shared);
             let body = Arc::clone(&team.body);
@@ -183,7 +195,10 @@ impl Team {
         let mut turn = lock(&shared.turn);
         turn.open = false;
         while turn.active > 0 {
-            turn = shared.ended.wait(turn).unwrap_or_else(PoisonError::into_inner);
+            turn = shared
+                .ended
+                .wait(turn)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         drop(turn);
         !shared.failed.load(Ordering::SeqCst)
@@ -207,7 +222,10 @@ fn follow(shared: &Shared, body: &Body, index: usize) {
         {
             let mut turn = lock(&shared.turn);
             while (turn.number == seen || !turn.open) && !turn.closed {
-                turn = shared.begun.wait(turn).unwrap_or_else(PoisonError::into_inner);
+                turn = shared
+                    .begun
+                    .wait(turn)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             if turn.closed {
                 return;
@@ -235,7 +253,12 @@ pub struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(shared: &'a Shared, index: usize) -> Self {
-        Worker { shared, index, phase: Cell::new(0), claims: Cell::new(0) }
+        Worker {
+            shared,
+            index,
+            phase: Cell::new(0),
+            claims: Cell::new(0),
+        }
     }
 
     pub fn index(&self) -> usize {
@@ -274,7 +297,15 @@ impl<'a> Worker<'a> {
         let piece = item_count.div_ceil(Left::MOST).max(1);
         let claim_count = item_count.div_ceil(piece);
         self.claims.set(self.claims.get() + claim_count as u64);
-        Share { worker: self, phase, item_count, piece, claim_count, items: 0..0, state: State::Idle }
+        Share {
+            worker: self,
+            phase,
+            item_count,
+            piece,
+            claim_count,
+            items: 0..0,
+            state: State::Idle,
+        }
     }
 }
 
@@ -312,7 +343,11 @@ impl Share<'_> {
         let count = self.worker.shared.count as u64;
         let bound = |i: u64| self.claim_count as u64 * i / count;
         let index = index as u64;
-        Some(Left { phase: self.phase, start: bound(index), end: bound(index + 1) })
+        Some(Left {
+            phase: self.phase,
+            start: bound(index),
+            end: bound(index + 1),
+        })
     }
 
     fn take_own(&self) -> Option<usize> {
@@ -320,8 +355,14 @@ impl Share<'_> {
         let range = &self.worker.shared.left.get(index)?.0;
         let mut word = range.load(Ordering::Acquire);
         loop {
-            let left = self.left(index, word).filter(|left| left.start < left.end)?;
-            let rest = Left { start: left.start + 1, ..left }.pack();
+            let left = self
+                .left(index, word)
+                .filter(|left| left.start < left.end)?;
+            let rest = Left {
+                start: left.start + 1,
+                ..left
+            }
+            .pack();
             match range.compare_exchange_weak(word, rest, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some(left.start as usize),
                 Err(now) => word = now,
@@ -342,8 +383,15 @@ impl Share<'_> {
                 }
             }
             let (range, word, left) = fullest?;
-            let rest = Left { end: left.end - 1, ..left }.pack();
-            if range.compare_exchange(word, rest, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            let rest = Left {
+                end: left.end - 1,
+                ..left
+            }
+            .pack();
+            if range
+                .compare_exchange(word, rest, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+            {
                 return Some(left.end as usize - 1);
             }
         }
@@ -375,13 +423,13 @@ impl Iterator for Share<'_> {
         }
         self.finish_claim();
         let worker = self.worker;
-        if !worker.failed() {
-            if let Some(claim) = self.take_own().or_else(|| self.steal()) {
-                let start = claim * self.piece;
-                self.items = start..(start + self.piece).min(self.item_count);
-                self.state = State::Working;
-                return self.items.next();
-            }
+        if !worker.failed()
+            && let Some(claim) = self.take_own().or_else(|| self.steal())
+        {
+            let start = claim * self.piece;
+            self.items = start..(start + self.piece).min(self.item_count);
+            self.state = State::Working;
+            return self.items.next();
         }
         self.state = State::Over;
         let (shared, claims) = (worker.shared, worker.claims.get());

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
-
-from vessels import importer
 from vessels.draw import draw
-from vessels.errors import OutputError, UsageError
+from vessels.errors import UsageError
 from vessels.figures import Figures, figures
-from vessels.lower import lower
-from vessels.plan import Plan, make_plan
+from vessels.files import check_destination
 from vessels.ports import Port
 from vessels.seal import Header, create_key, load_key, open_sealed, read_header, seal
-from vessels.simplify import simplify
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vessels.plan import Plan
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step at work and its part done, 0 to 1."""
@@ -72,10 +72,11 @@ def build(
     """
     report = progress or (lambda step, part: None)
     output = Path(output)
-    # What is bound to fail at the end should not be found out after the work.
-    if not output.parent.is_dir():
-        raise OutputError(f"cannot write {output}: there is no folder {output.parent}.")
     key_file = None if isinstance(key, bytes) else Path(key)
+    kept = [key_file] if key_file is not None else []
+    if isinstance(model, str | Path):
+        kept.append(Path(model))
+    check_destination(output, keep=kept)
     secret = load_key(key_file) if key_file is not None and key_file.exists() else None
     plan = compile_model(
         model, shapes=shapes, memory=memory, threads=threads, resident=resident, progress=report
@@ -98,6 +99,12 @@ def compile_model(
     progress: Progress | None = None,
 ) -> Plan:
     """The plan of ``model``, checked and not sealed; arguments and errors as :func:`build`."""
+    # The compiler's libraries take a second to import: only who builds waits for them.
+    from vessels import importer
+    from vessels.lower import lower
+    from vessels.plan import make_plan
+    from vessels.simplify import simplify
+
     if threads < 1:
         raise UsageError(f"threads is {threads}; it must be at least 1.")
     report = progress or (lambda step, part: None)
@@ -130,8 +137,9 @@ def plot(
 
     Raises what :func:`inspect` does, and :class:`~vessels.errors.OutputError`.
     """
-    path = Path(path)
-    draw(open_sealed(path, _loaded(key)), Path(output), title=title or path.stem)
+    path, output = Path(path), Path(output)
+    check_destination(output, keep=[path] if isinstance(key, bytes) else [path, Path(key)])
+    draw(open_sealed(path, _loaded(key)), output, title=title or path.stem)
 
 
 def _loaded(key: str | Path | bytes) -> bytes:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vessels.errors import PlanError
 from vessels.program import (
     ALIGNMENT,
@@ -114,9 +116,13 @@ def _check_pool(pool: Pool) -> None:
         _demand(min(pool.kernel[axis], pool.stride[axis], pool.dilation[axis]) >= 1, "a bad window")
         _demand(before >= 0 and after >= 0, "padding is negative")
         last = (pool.output.shape[1 + axis] - 1) * pool.stride[axis] - before
+        _demand(last < size and before <= reach, "a window lies outside of the input")
         # A window that meets no cell would divide by nothing. With dilation, taps may step over
         # the input altogether, so each window is looked at.
-        _demand(last < size and before <= reach, "a window lies outside of the input")
+        starts = np.arange(pool.output.shape[1 + axis]) * pool.stride[axis] - before
+        cells = starts[:, None] + np.arange(pool.kernel[axis]) * pool.dilation[axis]
+        meets = ((cells >= 0) & (cells < size)).any(axis=1)
+        _demand(bool(meets.all()), "a window has no cell of the input")
 
 
 _TO_INT = {MapCode.F_TO_I, MapCode.LT_F, MapCode.LE_F, MapCode.EQ_F, MapCode.IS_NAN,
@@ -144,6 +150,10 @@ def _check_map(instruction: Map) -> None:
         _demand(view.shape == instruction.output.shape, "an input's shape is not the output's")
     for op in instruction.ops:
         takes, gives = _signature(op)
+        if op.code == MapCode.CONST_F:
+            _demand(0 <= op.x < 1 << 32, "a constant that is no float32")
+        spare = (op.y, op.z) if op.code <= MapCode.CONST_I else (op.x, op.y, op.z)[len(takes) :]
+        _demand(not any(spare), f"{op.code.name} has an argument that it does not use")
         for kind, register in zip(takes, (op.x, op.y, op.z), strict=False):
             _demand(0 <= register < len(registers), "an operation reads a later register")
             _demand(

@@ -39,8 +39,10 @@ PARAMETER_TRANSFORM_CYCLES = 130.0
 """Winograd: one input channel's 3x3 parameters for 16 output channels."""
 L2_SIZE = 1 << 20
 """Bytes of a core's L2 that a working set may take beside a chunk in staging."""
-BEYOND_L2_CYCLES_PER_BYTE = 0.12
+BEYOND_L2_CYCLES_PER_BYTE = 0.06
 """Extra cost of a byte read again from beyond L2."""
+SPILLED_CYCLES_PER_BYTE = 0.4
+"""Extra cost of a byte of partial sums that L2 cannot hold: written, and read again."""
 BYTES_PER_CYCLE = 4.0
 """What instructions that only move data read and write."""
 INSTRUCTION_CYCLES = 5000.0
@@ -109,6 +111,9 @@ def _winograd(conv: Winograd, thread_count: int) -> float:
         # Partial sums are read and written once for every further piece of the depth.
         pieces = -(-channels // depth)
         extra += (pieces - 1) * 36 * padded * width_sum * 8.0 / 32
+        sums = 36 * padded * PANEL_WIDTH * 4
+        if sums + 36 * depth * PANEL_WIDTH * 4 > 1.5 * L2_SIZE:
+            extra += 2.0 * sums * panels * SPILLED_CYCLES_PER_BYTE
         work = in_transform + (parameters + products + out_transform + extra) * imbalance
     else:
         blocks = padded // block

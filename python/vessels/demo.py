@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import statistics
-import sys
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -22,9 +21,9 @@ from rich.table import Table
 import vessels
 from vessels.api import Inspection
 from vessels.bench import onnxruntime_session
-from vessels.cli.common import fail, mib, out, progress
+from vessels.cli.common import mib, out, progress, run_app
 from vessels.enclave import SIMULATION_NOTICE, Enclave
-from vessels.errors import VesselsError
+from vessels.errors import OutputError, VesselsError
 from vessels.memory import EnclaveMemory, onnxruntime_memory
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +39,10 @@ def demo(
     picture: Annotated[str, typer.Option(help="Name of the memory map: .svg or .png.")] = "map.svg",
 ) -> None:
     """Build, seal and run a trained classifier, and compare with ONNX Runtime."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}.") from error
     model, labels = _classifier()
     sealed, key = folder / "brain-mri.vessel", folder / "brain-mri.key"
     image = mri_slice()
@@ -155,7 +157,4 @@ def _latency(ours: list[float], theirs: list[float], threads: int, isa: str) -> 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(demo)
-    try:
-        app()
-    except VesselsError as problem:
-        sys.exit(fail(problem))
+    run_app(app)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cbor2
 from cryptography.exceptions import InvalidTag
@@ -25,10 +25,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vessels.decode import decode_program, encode_program
-from vessels.errors import KeyFileError, SealedError
+from vessels.errors import KeyFileError, OutputError, SealedError
 from vessels.files import write_whole
-from vessels.plan import Plan
 from vessels.program import ALIGNMENT, Chunk, DType, PoolLayout, Program
+
+if TYPE_CHECKING:
+    from vessels.plan import Plan
 
 MAGIC = b"VESSEL\0"
 VERSION = 1
@@ -74,7 +76,7 @@ class Header:
 def create_key(path: Path) -> bytes:
     """A new random key, written to ``path`` (mode 0600); an existing file is never overwritten.
 
-    Raises :class:`KeyFileError`.
+    Raises :class:`KeyFileError` where there is one, :class:`OutputError` where none can be made.
     """
     key = secrets.token_bytes(KEY_SIZE)
     try:
@@ -82,7 +84,7 @@ def create_key(path: Path) -> bytes:
     except FileExistsError:
         raise KeyFileError(f"{path} exists; a key is never overwritten.") from None
     except OSError as error:
-        raise KeyFileError(f"cannot create key file {path}: {error.strerror}.") from error
+        raise OutputError(f"cannot create key file {path}: {error.strerror}.") from error
     try:
         with os.fdopen(handle, "w") as file:
             file.write(key.hex() + "\n")
@@ -92,7 +94,7 @@ def create_key(path: Path) -> bytes:
         # Half a key is no key; its name is free again.
         with contextlib.suppress(OSError):
             path.unlink()
-        raise KeyFileError(f"cannot write key file {path}: {error.strerror}.") from error
+        raise OutputError(f"cannot write key file {path}: {error.strerror}.") from error
     return key
 
 

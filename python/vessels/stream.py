@@ -30,6 +30,10 @@ KIB = 1 << 10
 LARGEST_CHUNK = 320 * KIB
 """A panel with all its depth is cut along the depth when it is larger."""
 
+SHARED_CHUNK = 32 * KIB
+"""Parameters of a whole layer up to this size are one chunk: every thread decrypts it, which costs
+less than reading the layer's input once for each chunk."""
+
 TILE_BLOCKS = (14, 12, 10, 8)
 WINOGRAD_DEPTHS = (32, 64, 96, 128)
 MIN_WINOGRAD_CHANNELS = 8
@@ -111,6 +115,8 @@ def cut(
 
 def _whole(shape: Shape, panel_size: int, thread_count: int, chunking: Chunking) -> Cut:
     panel_count = len(shape.widths)
+    if panel_count * panel_size <= SHARED_CHUNK:
+        return Cut(0, 1, panel_count, shape.depth)
     most = max(1, chunking.target_size // panel_size)
     count = -(-panel_count // most)
     count = min(panel_count, -(-count // thread_count) * thread_count)

@@ -12,6 +12,7 @@ use super::{Isa, share_evenly, split};
 use crate::machine::Context;
 use crate::program::{Conv, MAX_PADDED_CHANNELS, PANEL_WIDTH, View};
 use crate::refusal::Refusal;
+use core::ops::Range;
 
 /// Most pixels of any register tile.
 const MAX_TILE: usize = 14;
@@ -49,6 +50,13 @@ impl Image {
         }
     }
 
+    /// Whether its pixels, taken at these strides, lie evenly spaced in the order of `output`'s.
+    fn is_linear(&self, stride_y: usize, stride_x: usize, output: &Image) -> bool {
+        let row = stride_x as isize * self.column_stride * output.width as isize;
+        (output.height == 1 || stride_y as isize * self.row_stride == row)
+            && (output.count == 1 || self.image_stride == row * output.height as isize)
+    }
+
     /// Address of a pixel's first channel; may lie outside the image and is then only compared
     /// or moved, never read.
     #[inline(always)]
@@ -59,20 +67,15 @@ impl Image {
     }
 }
 
-/// One output pixel of a register tile.
-#[derive(Clone, Copy)]
-struct Pixel {
-    /// Input address of the kernel's first tap.
-    input: *const f32,
-    y: i32,
-    x: i32,
-    output: *mut f32,
-    residual: *const f32,
-}
-
 /// Everything a register tile needs; only validated instructions make one.
 struct Tile<'a> {
-    pixels: [Pixel; MAX_TILE],
+    /// For each pixel: the input address of the kernel's first tap and, where a tap may fall
+    /// outside, its row and column; the output; the residual, null without one.
+    inputs: [*const f32; MAX_TILE],
+    ys: [i32; MAX_TILE],
+    xs: [i32; MAX_TILE],
+    outputs: [*mut f32; MAX_TILE],
+    residuals: [*const f32; MAX_TILE],
     /// No tap of any pixel falls outside the input.
     inside: bool,
     channels: usize,
@@ -82,9 +85,10 @@ struct Tile<'a> {
     dilation: [i32; 2],
     row_step: isize,
     column_step: isize,
-    /// The reduction's part `[start, end)`, tap-major.
-    depth: [usize; 2],
-    /// Parameters of the panel at `depth[0]`, and its bias.
+    /// Where the depth begins, as tap row, tap column and channel, and how much of it there is.
+    start: [usize; 3],
+    depth: usize,
+    /// Parameters of the panel, and its bias.
     panel: *const f32,
     panel_width: usize,
     bias: *const f32,
@@ -112,52 +116,59 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(tile: &Tile) {
                 sum[p][v] = if tile.first {
                     S::load(tile.bias.add(v * S::LANES))
                 } else {
-                    let partial = tile.pixels[p].output.add(tile.channel + v * S::LANES);
+                    let partial = tile.outputs[p].add(tile.channel + v * S::LANES);
                     let count = tile.valid.saturating_sub(v * S::LANES).min(S::LANES);
                     S::load_part(partial, count)
                 };
             }
         }
-        let [mut k, end] = tile.depth;
+        let [mut ky, mut kx, mut c] = tile.start;
+        let mut rest = tile.depth;
         let mut panel = tile.panel;
-        while k < end {
-            let (tap, c) = (k / tile.channels, k % tile.channels);
-            let (ky, kx) = (tap / tile.kernel_width, tap % tile.kernel_width);
-            let count = (tile.channels - c).min(end - k);
+        loop {
+            let count = (tile.channels - c).min(rest);
             let step = ky as isize * tile.row_step + kx as isize * tile.column_step;
-            let (dy, dx) = (ky as i32 * tile.dilation[0], kx as i32 * tile.dilation[1]);
             let mut rows = [core::ptr::null::<f32>(); P];
             for p in 0..P {
-                let pixel = &tile.pixels[p];
-                let (y, x) = (pixel.y + dy, pixel.x + dx);
-                let inside = tile.inside
-                    || ((y as u32) < tile.height as u32 && (x as u32) < tile.width as u32);
-                rows[p] = if inside {
-                    pixel.input.wrapping_offset(step).wrapping_add(c)
-                } else {
-                    ZEROS.as_ptr()
-                };
+                rows[p] = tile.inputs[p].wrapping_offset(step).wrapping_add(c);
+            }
+            if !tile.inside {
+                let (dy, dx) = (ky as i32 * tile.dilation[0], kx as i32 * tile.dilation[1]);
+                for p in 0..P {
+                    let (y, x) = (tile.ys[p] + dy, tile.xs[p] + dx);
+                    if y as u32 >= tile.height as u32 || x as u32 >= tile.width as u32 {
+                        rows[p] = ZEROS.as_ptr();
+                    }
+                }
             }
             if P <= 2 {
                 multiply_few::<S, P, V>(&mut sum, &rows, panel, tile.panel_width, count);
             } else {
                 multiply::<S, P, V>(&mut sum, &rows, panel, tile.panel_width, count);
             }
+            rest -= count;
+            if rest == 0 {
+                break;
+            }
             panel = panel.add(count * tile.panel_width);
-            k += count;
+            c = 0;
+            kx += 1;
+            if kx == tile.kernel_width {
+                kx = 0;
+                ky += 1;
+            }
         }
+        let epilogue = *tile.epilogue;
         for p in 0..P {
-            let pixel = &tile.pixels[p];
-            let output = pixel.output.add(tile.channel);
+            let output = tile.outputs[p].add(tile.channel);
             if tile.last {
-                let residual = pixel.residual;
+                let residual = tile.residuals[p];
                 let residual = if residual.is_null() {
                     residual
                 } else {
                     residual.add(tile.channel)
                 };
-                tile.epilogue
-                    .store::<S, V>(output, residual, sum[p], tile.valid);
+                epilogue.store::<S, V>(output, residual, sum[p], tile.valid);
             } else {
                 for v in 0..V {
                     let count = tile.valid.saturating_sub(v * S::LANES).min(S::LANES);
@@ -384,15 +395,12 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
         tiles.wide.len()
     };
 
-    let unset = Pixel {
-        input: core::ptr::null(),
-        y: 0,
-        x: 0,
-        output: core::ptr::null_mut(),
-        residual: core::ptr::null(),
-    };
     let mut job = Tile {
-        pixels: [unset; MAX_TILE],
+        inputs: [core::ptr::null(); MAX_TILE],
+        ys: [0; MAX_TILE],
+        xs: [0; MAX_TILE],
+        outputs: [core::ptr::null_mut(); MAX_TILE],
+        residuals: [core::ptr::null(); MAX_TILE],
         inside: !padded,
         channels: input.channels,
         kernel_width,
@@ -401,7 +409,8 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
         dilation,
         row_step: dilation[0] as isize * input.row_stride,
         column_step: dilation[1] as isize * input.column_stride,
-        depth: [0, 0],
+        start: [0; 3],
+        depth: 0,
         panel: core::ptr::null(),
         panel_width: 0,
         bias: core::ptr::null(),
@@ -411,6 +420,17 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
         last: false,
         epilogue: &epilogue,
     };
+    let pixels_of = Pixels {
+        stride: [stride_y, stride_x],
+        padding: [top, left],
+        linear: !padded
+            && input.is_linear(stride_y, stride_x, &output)
+            && output.is_linear(1, 1, &output)
+            && residual.as_ref().is_none_or(|r| r.is_linear(1, 1, &output)),
+        input,
+        output,
+        residual,
+    };
 
     for item in cx.worker.share(groups * parts) {
         let (group, part) = (item / parts, item % parts);
@@ -418,31 +438,21 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
         let first_channel = group * panels_per_chunk * PANEL_WIDTH;
         let last_channel = (first_channel + panels_per_chunk * PANEL_WIDTH).min(output.channels);
         for piece in 0..pieces {
-            let chunk = cx
-                .stream
-                .chunk(conv.cut.first_chunk + (group * pieces + piece) as u32)?;
-            job.depth = [
-                piece * depth_per_chunk,
-                ((piece + 1) * depth_per_chunk).min(depth),
+            let index = conv.cut.first_chunk + (group * pieces + piece) as u32;
+            let chunk = cx.stream.chunk(index)?;
+            let first = piece * depth_per_chunk;
+            let tap = first / input.channels;
+            job.start = [
+                tap / kernel_width,
+                tap % kernel_width,
+                first % input.channels,
             ];
+            job.depth = depth_per_chunk.min(depth - first);
             job.first = piece == 0;
             job.last = piece + 1 == pieces;
-            let rows = 1 + job.depth[1] - job.depth[0];
             let tile_count = part.len().div_ceil(largest);
             for tile in (0..tile_count).map(|index| split(&part, tile_count, index)) {
-                place(
-                    &mut job,
-                    tile.clone(),
-                    &input,
-                    &output,
-                    residual.as_ref(),
-                    |y, x| {
-                        (
-                            (y * stride_y) as isize - top,
-                            (x * stride_x) as isize - left,
-                        )
-                    },
-                );
+                pixels_of.place(&mut job, &tile);
                 let (mut channel, mut panel) = (first_channel, chunk.as_ptr());
                 while channel < last_channel {
                     let width = panel_width(channel, output.channels);
@@ -466,7 +476,7 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
                         }
                         column += step;
                     }
-                    panel = panel.wrapping_add(rows * width);
+                    panel = panel.wrapping_add((1 + job.depth) * width);
                     channel += width;
                 }
             }
@@ -475,36 +485,67 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Sets the tile's pixels to the flat output pixels `range`.
-fn place(
-    job: &mut Tile,
-    range: core::ops::Range<usize>,
-    input: &Image,
-    output: &Image,
-    residual: Option<&Image>,
-    origin: impl Fn(usize, usize) -> (isize, isize),
-) {
-    let plane = output.height * output.width;
-    let (mut n, mut y) = (range.start / plane, range.start % plane / output.width);
-    let mut x = range.start % output.width;
-    for pixel in job.pixels.iter_mut().take(range.len()) {
-        let (from_y, from_x) = origin(y, x);
-        *pixel = Pixel {
-            input: input.pixel(n, from_y, from_x),
-            y: from_y as i32,
-            x: from_x as i32,
-            output: output.pixel(n, y as isize, x as isize),
-            residual: residual.map_or(core::ptr::null(), |r| r.pixel(n, y as isize, x as isize)),
-        };
-        x += 1;
-        if x == output.width {
-            x = 0;
-            y += 1;
-            if y == output.height {
-                y = 0;
-                n += 1;
+/// Where the pixels of an instruction lie.
+struct Pixels {
+    input: Image,
+    output: Image,
+    residual: Option<Image>,
+    stride: [usize; 2],
+    padding: [isize; 2],
+    /// Every image is one run of evenly spaced pixels, as output pixels count.
+    linear: bool,
+}
+
+impl Pixels {
+    /// Sets the tile's pixels to the flat output pixels `range`.
+    fn place(&self, job: &mut Tile, range: &Range<usize>) {
+        if self.linear {
+            let step = self.stride[1] as isize * self.input.column_stride;
+            fill(&mut job.inputs, self.input.data, range, step);
+            for (index, output) in range.clone().zip(&mut job.outputs) {
+                let step = index as isize * self.output.column_stride;
+                *output = self.output.data.wrapping_offset(step);
+            }
+            if let Some(residual) = &self.residual {
+                fill(
+                    &mut job.residuals,
+                    residual.data,
+                    range,
+                    residual.column_stride,
+                );
+            }
+            return;
+        }
+        let (height, width) = (self.output.height, self.output.width);
+        let (mut n, mut y) = (range.start / (height * width), range.start / width % height);
+        let mut x = range.start % width;
+        for index in 0..range.len().min(MAX_TILE) {
+            let from_y = (y * self.stride[0]) as isize - self.padding[0];
+            let from_x = (x * self.stride[1]) as isize - self.padding[1];
+            job.inputs[index] = self.input.pixel(n, from_y, from_x);
+            job.ys[index] = from_y as i32;
+            job.xs[index] = from_x as i32;
+            job.outputs[index] = self.output.pixel(n, y as isize, x as isize);
+            if let Some(residual) = &self.residual {
+                job.residuals[index] = residual.pixel(n, y as isize, x as isize);
+            }
+            x += 1;
+            if x == width {
+                x = 0;
+                y += 1;
+                if y == height {
+                    y = 0;
+                    n += 1;
+                }
             }
         }
+    }
+}
+
+/// Sets `places` to the addresses of the pixels `range` of a linear image.
+fn fill(places: &mut [*const f32; MAX_TILE], data: *const f32, range: &Range<usize>, step: isize) {
+    for (index, place) in range.clone().zip(places) {
+        *place = data.wrapping_offset(index as isize * step);
     }
 }
 

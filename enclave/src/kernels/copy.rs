@@ -9,6 +9,8 @@ use crate::refusal::Refusal;
 const GRAIN: usize = 8192;
 /// Elements of a transposed tile's side.
 const TILE: usize = 16;
+/// Elements of a dimension below which it is not worth walking along.
+const SHORT: usize = 8;
 
 pub fn run(copy: &CopyInstruction, cx: &mut Context) -> Result<(), Refusal> {
     let loops = Loops::sorted(pairs(&copy.input, &copy.output), 1);
@@ -24,8 +26,12 @@ pub fn run(copy: &CopyInstruction, cx: &mut Context) -> Result<(), Refusal> {
 
 fn elements<T: Copy>(loops: &Loops<2>, input: *const T, output: *mut T, cx: &Context) {
     let (length, strides) = loops.inner();
-    // The dimension along which the input is contiguous, if the innermost is not that.
-    let turned = (0..loops.rank() - 1).find(|&i| loops.dim(i).1 == [1, loops.dim(i).1[1]]);
+    // The dimension along which the input is contiguous, if the innermost is not that. One that
+    // is shorter than a few elements is not worth a tile.
+    let turned = (0..loops.rank() - 1).find(|&i| {
+        let (across, steps) = loops.dim(i);
+        steps[0] == 1 && across >= SHORT
+    });
     match turned {
         Some(dim) if strides[0] != 1 => transposed(loops, dim, input, output, cx),
         _ => rows(loops, length, strides, input, output, cx),
@@ -48,8 +54,7 @@ fn rows<T: Copy>(
     for item in cx.worker.share(item_count) {
         let part = super::split(&(0..length), parts, item % parts);
         let first = item / parts * group;
-        for row in first..(first + group).min(outer) {
-            let [from, to] = loops.offsets(row);
+        loops.each_row(first..(first + group).min(outer), |[from, to]| {
             let start = part.start as isize;
             // SAFETY: the validator has checked every element of both views to lie in the pool
             // and the views not to overlap; this part of a row is this worker's alone.
@@ -61,7 +66,7 @@ fn rows<T: Copy>(
                     strides,
                 );
             }
-        }
+        });
     }
 }
 
@@ -105,22 +110,75 @@ fn transposed<T: Copy>(
     let (length, [from_step, to_step]) = loops.inner();
     let others = loops.without([dim, loops.rank() - 1]);
     let outer = others.outer_count();
-    let bands = across.div_ceil(TILE);
+    // A band is the whole innermost dimension by some of `dim`; an item is about a grain of it.
+    let band = (GRAIN / length).clamp(TILE, across.max(TILE));
+    let bands = across.div_ceil(band);
     for item in cx.worker.share(outer * bands) {
         let [from, to] = others.offsets(item / bands);
-        let first = item % bands * TILE;
-        let last = (first + TILE).min(across);
-        for start in (0..length).step_by(TILE) {
-            let end = (start + TILE).min(length);
-            for j in first..last {
-                for i in start..end {
-                    let (i, j) = (i as isize, j as isize);
-                    // SAFETY: as in `rows`: every (i, j) of the two dimensions is an element of
-                    // both views, and this band is this worker's alone.
-                    unsafe {
-                        *output.offset(to + i * to_step + j * across_step) =
-                            *input.offset(from + i * from_step + j);
+        let first = item % bands * band;
+        let last = (first + band).min(across);
+        // SAFETY: as in `rows`: every pair of places along the two dimensions is an element of
+        // both views, and this band is this worker's alone.
+        unsafe {
+            let tile = Turned {
+                input: input.offset(from + first as isize),
+                output: output.offset(to + first as isize * across_step),
+                from_step,
+                to_step,
+                across_step,
+            };
+            match length {
+                2 => tile.interleave::<2>(last - first),
+                3 => tile.interleave::<3>(last - first),
+                4 => tile.interleave::<4>(last - first),
+                _ => tile.turn(last - first, length),
+            }
+        }
+    }
+}
+
+/// A band of a transposition: the input is contiguous along it; steps in elements.
+struct Turned<T> {
+    input: *const T,
+    output: *mut T,
+    from_step: isize,
+    to_step: isize,
+    across_step: isize,
+}
+
+impl<T: Copy> Turned<T> {
+    /// Moves `across` by `length` elements, in tiles.
+    ///
+    /// # Safety
+    /// They are readable and writable, apart.
+    unsafe fn turn(&self, across: usize, length: usize) {
+        for first in (0..across).step_by(TILE) {
+            for start in (0..length).step_by(TILE) {
+                for j in first..(first + TILE).min(across) {
+                    for i in start..(start + TILE).min(length) {
+                        let (i, j) = (i as isize, j as isize);
+                        // SAFETY: as the caller promises.
+                        unsafe {
+                            *self.output.offset(i * self.to_step + j * self.across_step) =
+                                *self.input.offset(i * self.from_step + j);
+                        }
                     }
+                }
+            }
+        }
+    }
+
+    /// As [`Turned::turn`] for so short a length that a row of tiles is a few pointers.
+    ///
+    /// # Safety
+    /// As [`Turned::turn`].
+    unsafe fn interleave<const LENGTH: usize>(&self, across: usize) {
+        for j in 0..across as isize {
+            for i in 0..LENGTH as isize {
+                // SAFETY: as the caller promises.
+                unsafe {
+                    *self.output.offset(i * self.to_step + j * self.across_step) =
+                        *self.input.offset(i * self.from_step + j);
                 }
             }
         }

@@ -1,12 +1,15 @@
 //! `pool`: maximum or average over windows of a channels-last image.
 
 use super::conv::Image;
-use super::for_each_isa;
+use super::simd::Simd;
+use super::{Isa, split};
 use crate::machine::Context;
 use crate::program::{Pool, PoolKind};
 use crate::refusal::Refusal;
 
-/// Channels held in registers at a time.
+/// Vectors of channels held in registers at a time.
+const VECTORS: usize = 4;
+/// Channels of one item of shared work where there are few rows.
 const CHANNELS: usize = 64;
 
 /// The taps of one window along one axis that lie inside the input.
@@ -29,8 +32,8 @@ struct Window {
     row_step: isize,
     column_step: isize,
     kind: PoolKind,
-    /// What an average divides by.
-    divisor: f32,
+    /// What an average multiplies its sum by.
+    factor: f32,
 }
 
 /// The taps inside the input, and how many lie inside the padded input.
@@ -45,20 +48,17 @@ fn taps(
     let origin = (position * stride as usize) as isize - padding[0] as isize;
     let dilation = dilation as isize;
     let (kernel, length) = (kernel as isize, length as isize);
-    let first = if origin < 0 {
-        (-origin).unsigned_abs().div_ceil(dilation.unsigned_abs())
-    } else {
-        0
-    };
-    let first = (first as isize).min(kernel);
-    // The number of taps k in 0..kernel with origin + k * dilation < bound.
-    let below = |bound: isize| {
-        if bound <= origin {
-            0
+    // Without dilation, the usual case, nothing is divided: it would take longer than a window.
+    let steps = |distance: isize| {
+        if dilation == 1 {
+            distance
         } else {
-            ((bound - origin - 1) / dilation + 1).min(kernel)
+            (distance + dilation - 1) / dilation
         }
     };
+    let first = steps((-origin).max(0)).min(kernel);
+    // The number of taps k in 0..kernel with origin + k * dilation < bound.
+    let below = |bound: isize| steps((bound - origin).max(0)).min(kernel);
     let taps = Taps {
         start: origin + first * dilation,
         count: (below(length) - first).max(0) as usize,
@@ -74,8 +74,15 @@ pub fn run(pool: &Pool, cx: &mut Context) -> Result<(), Refusal> {
     let [kernel_h, kernel_w] = pool.kernel;
     let [stride_h, stride_w] = pool.stride;
     let [dilation_h, dilation_w] = pool.dilation;
-    for item in cx.worker.share(output.count * output.height) {
-        let (n, y) = (item / output.height, item % output.height);
+    let lines = output.count * output.height;
+    let parts = if lines < 8 * cx.worker.count() {
+        output.channels.div_ceil(CHANNELS)
+    } else {
+        1
+    };
+    for item in cx.worker.share(lines * parts) {
+        let channels = split(&(0..output.channels), parts, item % parts);
+        let (n, y) = (item / parts / output.height, item / parts % output.height);
         let (rows, padded_rows) = taps(
             y,
             stride_h,
@@ -99,67 +106,117 @@ pub fn run(pool: &Pool, cx: &mut Context) -> Result<(), Refusal> {
                 rows.count * columns.count
             };
             let window = Window {
-                input: input.pixel(n, rows.start, columns.start),
-                output: output.pixel(n, y as isize, x as isize),
-                channels: output.channels,
+                input: input
+                    .pixel(n, rows.start, columns.start)
+                    .wrapping_add(channels.start),
+                output: output
+                    .pixel(n, y as isize, x as isize)
+                    .wrapping_add(channels.start),
+                channels: channels.len(),
                 rows: if columns.count == 0 { 0 } else { rows.count },
                 columns: columns.count,
                 row_step: rows.dilation * input.row_stride,
                 column_step: columns.dilation * input.column_stride,
                 kind: pool.reduction,
-                divisor: divisor as f32,
+                factor: 1.0 / divisor as f32,
             };
-            reduce(cx.isa, &window);
+            // SAFETY: `taps` leaves only pixels inside the validated input, each with `channels`
+            // contiguous elements; the output pixel's channels are this worker's alone. An Isa
+            // is only chosen where the CPU has it.
+            unsafe {
+                match cx.isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => reduce_avx512(&window),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => reduce_avx2(&window),
+                    _ => reduce::<super::simd::Portable>(&window),
+                }
+            }
         }
     }
     Ok(())
 }
 
-for_each_isa! {
-    fn reduce = reduce_body(window: &Window)
+/// # Safety
+/// As [`reduce`]; the CPU has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn reduce_avx512(window: &Window) {
+    // SAFETY: as the caller promises.
+    unsafe { reduce::<super::simd::Avx512>(window) }
 }
 
+/// # Safety
+/// As [`reduce`]; the CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn reduce_avx2(window: &Window) {
+    // SAFETY: as the caller promises.
+    unsafe { reduce::<super::simd::Avx2>(window) }
+}
+
+/// # Safety
+/// As [`Simd`]; all pixels of the window have `channels` readable elements, and the output's.
 #[inline(always)]
-fn reduce_body(window: &Window) {
+unsafe fn reduce<S: Simd>(window: &Window) {
     let mut channel = 0;
-    while channel + CHANNELS <= window.channels {
-        block(window, channel, CHANNELS);
-        channel += CHANNELS;
-    }
-    while channel < window.channels {
-        let count = (window.channels - channel).min(16);
-        block(window, channel, count);
-        channel += count;
+    // SAFETY: channels below the window's, as the caller promises.
+    unsafe {
+        while channel + VECTORS * S::LANES <= window.channels {
+            block::<S, VECTORS>(window, channel, S::LANES);
+            channel += VECTORS * S::LANES;
+        }
+        while channel < window.channels {
+            let count = (window.channels - channel).min(S::LANES);
+            block::<S, 1>(window, channel, count);
+            channel += count;
+        }
     }
 }
 
-/// Channels `first .. first + count` of one output pixel; `count` is at most [`CHANNELS`].
+/// `V` vectors of channels from `first` on; of the last vector, `count`.
+///
+/// # Safety
+/// As [`reduce`].
 #[inline(always)]
-fn block(window: &Window, first: usize, count: usize) {
+unsafe fn block<S: Simd, const V: usize>(window: &Window, first: usize, count: usize) {
     let maximum = window.kind == PoolKind::Max;
-    let mut held = [if maximum { f32::NEG_INFINITY } else { 0.0 }; CHANNELS];
-    // SAFETY: `taps` leaves only pixels inside the validated input, each with `channels`
-    // contiguous elements, of which the block is a part; the output pixel is this worker's alone.
+    let whole = count == S::LANES;
+    // SAFETY: as the caller promises.
     unsafe {
+        let start = if maximum { f32::NEG_INFINITY } else { 0.0 };
+        let mut held = [S::splat(start); V];
         for row in 0..window.rows as isize {
             for column in 0..window.columns as isize {
                 let step = row * window.row_step + column * window.column_step;
                 let pixel = window.input.wrapping_offset(step).wrapping_add(first);
-                let values = core::slice::from_raw_parts(pixel, count);
-                if maximum {
-                    for (h, &v) in held.iter_mut().zip(values) {
-                        *h = if v > *h { v } else { *h };
-                    }
-                } else {
-                    for (h, &v) in held.iter_mut().zip(values) {
-                        *h += v;
-                    }
+                for (v, h) in held.iter_mut().enumerate() {
+                    let from = pixel.add(v * S::LANES);
+                    let value = if whole {
+                        S::load(from)
+                    } else {
+                        S::load_part(from, count)
+                    };
+                    *h = if maximum {
+                        S::max(value, *h)
+                    } else {
+                        S::add(*h, value)
+                    };
                 }
             }
         }
-        let output = core::slice::from_raw_parts_mut(window.output.add(first), count);
-        for (o, &h) in output.iter_mut().zip(&held) {
-            *o = if maximum { h } else { h / window.divisor };
+        for (v, &h) in held.iter().enumerate() {
+            let value = if maximum {
+                h
+            } else {
+                S::mul(h, S::splat(window.factor))
+            };
+            let to = window.output.add(first + v * S::LANES);
+            if whole {
+                S::store(to, value);
+            } else {
+                S::store_part(to, value, count);
+            }
         }
     }
 }

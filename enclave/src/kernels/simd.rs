@@ -22,6 +22,8 @@ pub unsafe trait Simd {
     /// The first `count <= LANES` elements; the others are zero.
     unsafe fn load_part(p: *const f32, count: usize) -> Self::V;
     unsafe fn store_part(p: *mut f32, v: Self::V, count: usize);
+    /// Hints that the cache line at `p` is wanted soon; any address will do.
+    unsafe fn prefetch(p: *const f32);
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -66,6 +68,11 @@ unsafe impl Simd for Avx512 {
     unsafe fn store_part(p: *mut f32, v: __m512, count: usize) {
         // SAFETY: masked lanes are not written; the caller upholds the trait's contract.
         unsafe { _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        // SAFETY: a prefetch has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -143,6 +150,11 @@ unsafe impl Simd for Avx2 {
     unsafe fn store_part(p: *mut f32, v: __m256, count: usize) {
         // SAFETY: masked lanes are not written; the caller upholds the trait's contract.
         unsafe { _mm256_maskstore_ps(p, Self::mask(count), v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        // SAFETY: a prefetch has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
@@ -233,6 +245,8 @@ unsafe impl Simd for Portable {
             unsafe { *p.add(i) = *x }
         }
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
     #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         lanes!(i => a[i] * b[i] + c[i])

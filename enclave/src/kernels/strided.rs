@@ -130,6 +130,38 @@ impl<const N: usize> Loops<N> {
         offsets
     }
 
+    /// Calls `body` with the offsets of the starts of inner loops `rows`, in order. Faster than
+    /// [`Loops::offsets`] for each where there are many short rows.
+    #[inline(always)]
+    pub fn each_row(&self, rows: core::ops::Range<usize>, mut body: impl FnMut([isize; N])) {
+        let mut offsets = self.offsets(rows.start);
+        let mut places = [0usize; MAX_RANK];
+        let outer = self.rank - 1;
+        let mut rest = rows.start;
+        for (place, length) in places.iter_mut().zip(&self.shape).take(outer).rev() {
+            (*place, rest) = (rest % length, rest / length);
+        }
+        for _ in rows {
+            body(offsets);
+            let dims = self.shape.iter().zip(&self.strides).zip(&mut places);
+            for ((&length, strides), place) in dims.take(outer).rev() {
+                *place += 1;
+                let back = if *place == length {
+                    *place = 0;
+                    length as isize - 1
+                } else {
+                    -1
+                };
+                for (offset, stride) in offsets.iter_mut().zip(strides) {
+                    *offset -= back * stride;
+                }
+                if *place > 0 {
+                    break;
+                }
+            }
+        }
+    }
+
     /// The loops without two dimensions, over an inner one of length 1.
     pub fn without(&self, skip: [usize; 2]) -> Loops<N> {
         let mut loops = Loops {
@@ -149,4 +181,24 @@ impl<const N: usize> Loops<N> {
 /// Dimensions of two views of one shape.
 pub fn pairs<'a>(a: &'a View, b: &'a View) -> impl Iterator<Item = (usize, [isize; 2])> + use<'a> {
     (0..a.shape.len()).map(|i| (length(a, i), [stride(a, i), stride(b, i)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_in_order_are_where_offsets_says() {
+        let shape = [3usize, 2, 4, 5];
+        let strides = [[100isize, 7], [-31, 0], [9, 50], [1, 3]];
+        let loops = Loops::new(shape.into_iter().zip(strides));
+        assert_eq!((loops.rank(), loops.outer_count()), (4, 24));
+        for start in 0..24 {
+            let mut rows = start..;
+            loops.each_row(start..24, |offsets| {
+                assert_eq!(Some(offsets), rows.next().map(|row| loops.offsets(row)));
+            });
+            assert_eq!(rows.start, 24);
+        }
+    }
 }

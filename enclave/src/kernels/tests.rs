@@ -105,6 +105,68 @@ fn map_broadcasts_and_reverses() {
 }
 
 #[test]
+fn map_works_in_place_on_channels() {
+    // max(x * scale + bias, 0) of the first channels of a wider image, per channel and in place.
+    for [pixels, channels, width] in [[9u32, 33, 40], [70, 64, 64], [3, 1030, 1100], [50, 5, 9]] {
+        let image = (pixels * width) as usize;
+        let mut inputs = noise(image + 2 * channels as usize, 3);
+        inputs[1] = f32::NAN;
+        let shape = [pixels, channels];
+        let slice = view(0, DType::F32, &shape, &[i64::from(width), 1]);
+        let channel = |n: u32| {
+            let offset = image as u64 * 4 + u64::from(n * channels) * 4;
+            view(offset, DType::F32, &shape, &[0, 1])
+        };
+        let views = [slice, channel(0), channel(1)];
+        let expected: Vec<f32> = indices(&shape)
+            .iter()
+            .map(|i| {
+                let [x, scale, bias] = [0, 1, 2].map(|v: usize| inputs[element(&views[v], i)]);
+                let value = x * scale + bias;
+                if value < 0.0 { 0.0 } else { value }
+            })
+            .collect();
+        let ops = vec![
+            op(42, 0, 1, 0),
+            op(40, 3, 2, 0),
+            op(0, 0, 0, 0),
+            op(45, 4, 5, 0),
+        ];
+        let at = output_at(inputs.len());
+        let aside = Instruction::Map(Map {
+            inputs: views.to_vec(),
+            output: floats(at, &shape),
+            ops: ops.clone(),
+        });
+        let actual = run_floats(&aside, &inputs, expected.len());
+        assert!(actual[1].is_nan() && expected[1].is_nan());
+        close(&actual[2..], &expected[2..]);
+
+        // The same into its own place, whence it is copied out.
+        let mut model = Model::new(
+            (at + 4 * expected.len() as u64).next_multiple_of(64),
+            vec![floats(0, &[inputs.len() as u32])],
+            vec![floats(at, &shape)],
+        );
+        model.push(Instruction::Map(Map {
+            inputs: views.to_vec(),
+            output: views[0].clone(),
+            ops,
+        }));
+        model.push(Instruction::Copy(Copy {
+            input: views[0].clone(),
+            output: floats(at, &shape),
+        }));
+        for isa in isas() {
+            for threads in [1, 2] {
+                let output = model.run(&bytes(&inputs), isa, threads).expect("runs");
+                close(&from_bytes(&output)[2..], &expected[2..]);
+            }
+        }
+    }
+}
+
+#[test]
 fn map_knows_every_operation() {
     let x = [0.3f32, -0.7, 2.5, -2.5, 0.0, 1e-3, 0.99, -3.5];
     let y = [1.5f32, 0.4, -2.0, 0.7, 3.0, -1.0, 2.0, 2.0];
@@ -481,6 +543,7 @@ fn matmul_of_all_layouts() {
         (2, 7, 33, 70),
         (3, 5, 1, 64),
         (1, 9, 20, 130),
+        (1, 37, 200, 66),
     ] {
         for transposed in [false, true] {
             let [mi, ki, ni] = [m, k, n].map(i64::from);

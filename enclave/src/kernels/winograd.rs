@@ -24,6 +24,11 @@ const POINTS: usize = 36;
 /// them the 36 streams of a transform would meet in one set of the L1 cache.
 const GAP: usize = WINOGRAD_GAP;
 
+/// Float32 in a cache line.
+const LINE: usize = 16;
+/// How far ahead of their transform parameters are fetched.
+const PREFETCHED_CHANNELS: usize = 6;
+
 /// One of the 36 products for a block of tiles: `sums[rows][..] (+)= values * parameters`.
 struct Product {
     /// `[rows][value_step]`, of which `depth` count.
@@ -207,6 +212,11 @@ unsafe fn transform_parameters<S: Simd>(
     // SAFETY: the caller upholds the contract above.
     unsafe {
         for channel in 0..depth {
+            // Resident parameters come from memory, at a pace the stores below would set.
+            let ahead = parameters.wrapping_add((channel + PREFETCHED_CHANNELS) * 9 * width);
+            for line in 0..9 * width / LINE {
+                S::prefetch(ahead.wrapping_add(line * LINE));
+            }
             let mut column = 0;
             while column < width {
                 let raw = parameters.add(channel * 9 * width + column);

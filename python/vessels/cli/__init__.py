@@ -7,16 +7,13 @@ could not be started or died, 8 the output could not be written, 1 anything else
 
 from __future__ import annotations
 
-import logging
-import sys
 from typing import Annotated
 
 import typer
 
 import vessels
 from vessels.cli import bench, build, inspect, plot, run
-from vessels.cli.common import fail, use_plain_log
-from vessels.errors import VesselsError
+from vessels.cli.common import run_app
 
 app = typer.Typer(
     name="vessels",
@@ -49,11 +46,4 @@ def _options(
 
 def main() -> None:
     """Entry point of the ``vessels`` script and of ``python -m vessels``."""
-    use_plain_log(logging.getLogger("vessels"))
-    try:
-        app()
-    except VesselsError as error:
-        sys.exit(fail(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(fail(VesselsError(f"{where}{error.strerror or error}.")))
+    run_app(app)

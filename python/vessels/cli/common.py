@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vessels.errors import VesselsError
+from vessels.errors import OutputError, VesselsError
 
 out = Console()
 err = Console(stderr=True)
@@ -77,7 +79,7 @@ def sizes_table(rows: Sequence[tuple[str, str]], title: str) -> Table:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, unstyled."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=2), flush=True)
 
 
 @contextlib.contextmanager
@@ -104,18 +106,34 @@ def progress(what: str) -> Iterator[Callable[[str, float], None]]:
         yield report
 
 
+def run_app(app: typer.Typer) -> None:
+    """Run the command line ``app`` and exit: errors become a message and an exit code."""
+    use_plain_log(logging.getLogger("vessels"))
+    try:
+        app()
+    except VesselsError as error:
+        sys.exit(fail(error))
+    except OSError as error:
+        kind = OutputError if error.errno == errno.ENOSPC else VesselsError
+        where = f"{error.filename}: " if error.filename else ""
+        code = fail(kind(f"{where}{error.strerror or error}."))
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What standard output cannot take, Python would try to write once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(code)
+
+
 def fail(error: VesselsError) -> int:
     """Report ``error`` and give its exit code: JSON on standard output where JSON was asked for."""
     if "--json" in sys.argv[1:]:
-        print_json(
-            {
-                "error": {
-                    "kind": type(error).__name__,
-                    "message": str(error),
-                    "exit_code": error.exit_code,
-                }
-            }
-        )
+        details = {
+            "kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code
+        }  # fmt: skip
+        # Standard output may be what failed.
+        with contextlib.suppress(OSError):
+            print_json({"error": details})
     err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
     return error.exit_code
 

@@ -12,8 +12,8 @@ import typer
 from vessels.cli.common import mib, out, print_json, progress, sizes_table
 from vessels.cli.inspect import AsJson, Sealed
 from vessels.enclave import Enclave
-from vessels.errors import OutputError, RequestError
-from vessels.files import write_arrays, write_whole
+from vessels.errors import RequestError
+from vessels.files import check_destination, write_arrays, write_whole
 
 
 def run(
@@ -34,9 +34,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Predict in an enclave process and write all outputs to a file."""
-    # Found out before the work rather than after it.
-    if not output.parent.is_dir():
-        raise OutputError(f"cannot write {output}: there is no folder {output.parent}.")
+    check_destination(output, keep=[model, key])
     arrays = _read_inputs(inputs)
     milliseconds: list[float] = []
     outputs: dict[str, np.ndarray[Any, Any]] = {}
@@ -95,9 +93,14 @@ def _read_inputs(texts: list[str]) -> dict[str, np.ndarray[Any, Any]]:
             array = np.load(file, allow_pickle=False)
         except FileNotFoundError:
             raise RequestError(f"input {name!r}: there is no file {file}.") from None
-        except (OSError, ValueError, EOFError) as error:
+        except OSError as error:
             raise RequestError(
-                f"input {name!r}: {file} is no .npy file ({error}); write one with numpy.save."
+                f"input {name!r}: cannot read {file}: {error.strerror or error}."
+            ) from error
+        except (ValueError, EOFError) as error:
+            raise RequestError(
+                f"input {name!r}: {file} is no .npy file of numbers, or it is cut short; "
+                "write one with numpy.save."
             ) from error
         if not isinstance(array, np.ndarray):
             raise RequestError(f"input {name!r}: {file} is an archive; give one .npy file.")

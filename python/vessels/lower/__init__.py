@@ -17,6 +17,7 @@ from vessels.lower import (  # noqa: F401  (imported for their registrations)
     indexing,
     matrix,
     movement,
+    picking,
     pooling,
     reduction,
     resizing,
