@@ -28,8 +28,11 @@ struct Engine {
     parameters: Parameters,
     isa: Isa,
     timed: AtomicBool,
-    /// Nanoseconds per instruction of the last timed run.
-    times: Vec<AtomicU64>,
+    loaded: Instant,
+    /// When the last timed run began, and when each of its instructions was over, as the first
+    /// worker to go on from it saw; nanoseconds since `loaded`.
+    began: AtomicU64,
+    ends: Vec<AtomicU64>,
     /// Why the run failed: the first reason given.
     refusal: Mutex<Option<Refusal>>,
     /// Whether the test that counts allocations watches this engine's workers.
@@ -58,9 +61,8 @@ impl Engine {
             stream: &mut stream,
             isa: self.isa,
         };
-        let timed = worker.index() == 0 && self.timed.load(Ordering::Relaxed);
-        for (instruction, time) in self.program.instructions.iter().zip(&self.times) {
-            let start = timed.then(Instant::now);
+        let timed = self.timed.load(Ordering::Relaxed);
+        for (instruction, end) in self.program.instructions.iter().zip(&self.ends) {
             if let Err(refusal) = dispatch(instruction, &mut cx) {
                 self.refuse(refusal);
                 worker.fail();
@@ -69,10 +71,15 @@ impl Engine {
             if worker.failed() {
                 return;
             }
-            if let Some(start) = start {
-                time.store(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            if timed {
+                end.fetch_min(self.now(), Ordering::Relaxed);
             }
         }
+    }
+
+    /// Nanoseconds since the machine was loaded.
+    fn now(&self) -> u64 {
+        self.loaded.elapsed().as_nanos() as u64
     }
 }
 
@@ -108,7 +115,7 @@ impl Machine {
     ) -> Result<Self, Refusal> {
         let pool = Pool::map(program.layout.size())?;
         load_resident(&pool, &program, &parameters)?;
-        let times = program
+        let ends = program
             .instructions
             .iter()
             .map(|_| AtomicU64::new(0))
@@ -120,7 +127,9 @@ impl Machine {
             parameters,
             isa,
             timed: AtomicBool::new(false),
-            times,
+            loaded: Instant::now(),
+            began: AtomicU64::new(0),
+            ends,
             refusal: Mutex::new(None),
             #[cfg(test)]
             watched: AtomicBool::new(false),
@@ -184,6 +193,12 @@ impl Machine {
     /// Runs the program on the inputs read.
     pub fn run(&mut self, timed: bool) -> Result<(), Refusal> {
         self.engine.timed.store(timed, Ordering::Relaxed);
+        if timed {
+            self.engine.began.store(self.engine.now(), Ordering::Relaxed);
+            for end in &self.engine.ends {
+                end.store(u64::MAX, Ordering::Relaxed);
+            }
+        }
         if self.team.run() {
             return Ok(());
         }
@@ -198,7 +213,13 @@ impl Machine {
 
     /// Nanoseconds each instruction of the last timed run took.
     pub fn times(&self) -> impl Iterator<Item = u64> {
-        self.engine.times.iter().map(|t| t.load(Ordering::Relaxed))
+        let mut last = self.engine.began.load(Ordering::Relaxed);
+        self.engine.ends.iter().map(move |end| {
+            let end = end.load(Ordering::Relaxed);
+            let time = end.saturating_sub(last);
+            last = end;
+            time
+        })
     }
 }
 
