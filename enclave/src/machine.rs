@@ -194,7 +194,9 @@ impl Machine {
     pub fn run(&mut self, timed: bool) -> Result<(), Refusal> {
         self.engine.timed.store(timed, Ordering::Relaxed);
         if timed {
-            self.engine.began.store(self.engine.now(), Ordering::Relaxed);
+            self.engine
+                .began
+                .store(self.engine.now(), Ordering::Relaxed);
             for end in &self.engine.ends {
                 end.store(u64::MAX, Ordering::Relaxed);
             }

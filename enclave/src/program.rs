@@ -1,6 +1,6 @@
 //! The instruction set as it arrives: plain data, decoded and not yet believed.
 //!
-//! Mirrors `python/vessels/program.py`, which explains every field; the
+//! Mirrors `python/vessels/program/`, which explains every field; the
 //! encoding is CBOR (RFC 8949 core deterministic), structures as arrays in field
 //! order, floats as their bits. Only [`crate::validate`] turns a [`Program`] into
 //! something that runs.

@@ -115,7 +115,7 @@ def cut(
 
 def _whole(shape: Shape, panel_size: int, thread_count: int, chunking: Chunking) -> Cut:
     panel_count = len(shape.widths)
-    if panel_count * panel_size <= SHARED_CHUNK:
+    if panel_count * panel_size <= min(SHARED_CHUNK, chunking.largest_size):
         return Cut(0, 1, panel_count, shape.depth)
     most = max(1, chunking.target_size // panel_size)
     count = -(-panel_count // most)

@@ -1,4 +1,4 @@
-//! What each kind of instruction asks of its operands; `program.py` states it.
+//! What each kind of instruction asks of its operands; `vessels.program` states it.
 
 use super::{Finding, count, expect_type, expression, nest};
 use crate::program::{
@@ -292,7 +292,7 @@ fn winograd(i: &Winograd, layout: &Layout) -> Result<u128, Finding> {
     Ok(count(&i.output).saturating_mul(9 * u128::from(channels)))
 }
 
-/// `winograd_scratch_count` of `program.py`.
+/// `winograd_scratch_count` of `vessels.program`.
 fn workspace_count(i: &Winograd, output: [u64; 4], channels: u64, layout: &Layout) -> u128 {
     let [n, h, w, out_channels] = output.map(u128::from);
     let channels = u128::from(channels);

@@ -234,7 +234,7 @@ for_each_isa! {
     fn general = general_body(code: u32, tile: Tile, to: Place, arguments: [Place; 3])
 }
 
-/// The codes are `MapCode` of `program.py`, checked by the validator.
+/// The codes are `MapCode` of `vessels.program`, checked by the validator.
 #[inline(always)]
 fn general_body(code: u32, tile: Tile, to: Place, arguments: [Place; 3]) {
     let [x, y, _] = arguments;
