@@ -32,8 +32,9 @@ Progress = Callable[[str, float], None]
 _WARMUP_COUNT = 3
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 200
-_PAUSE_SECONDS = 0.004
-"""Rest before each timed run: the other one's threads still spin for a moment after theirs."""
+_PAUSE_SECONDS = 0.1
+"""Rest before each turn: ONNX Runtime's threads spin for up to 50 ms after a run (measured), on the
+cores the other one needs."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def _in_turn(
     seconds: float,
     report: Callable[[float], None],
 ) -> tuple[float, float]:
-    """Median milliseconds of both, run A B A B … for about ``seconds``."""
+    """Median milliseconds of both, in turn (A B A B …) for about ``seconds``."""
     for _ in range(_WARMUP_COUNT):
         theirs()
         ours()
@@ -275,15 +276,16 @@ def _in_turn(
     while len(our_times) < _MIN_ROUNDS or (
         time.perf_counter() < end and len(our_times) < _MAX_ROUNDS
     ):
-        time.sleep(_PAUSE_SECONDS)
-        their_times.append(_seconds(theirs))
-        time.sleep(_PAUSE_SECONDS)
-        our_times.append(_seconds(ours))
+        their_times.append(_turn(theirs))
+        our_times.append(_turn(ours))
         report(max(0.0, min(1.0, 1 - (end - time.perf_counter()) / seconds)))
     return statistics.median(our_times) * 1e3, statistics.median(their_times) * 1e3
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _turn(work: Callable[[], object]) -> float:
+    """Seconds of one run in a turn: after a rest, and a run that brings back caches and threads."""
+    time.sleep(_PAUSE_SECONDS)
+    work()
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

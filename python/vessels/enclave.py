@@ -175,6 +175,7 @@ class Enclave:
                 self.ready.thread_count,
                 threads,
             )
+        _spread(self.pid)
 
     @property
     def pid(self) -> int:
@@ -320,6 +321,21 @@ class Enclave:
             f"the enclave process {how} during {self._doing} of {self.path}; there is no result."
             f"{tail}"
         )
+
+
+def _spread(pid: int) -> None:
+    """Gives each thread of process ``pid`` a core of its own if that takes all cores there are.
+
+    A thread that wakes for a run is else often put on the core of the one that woke it, while
+    another core idles: MobileNetV2's 7 ms on two threads became 10. With fewer threads than
+    cores the choice is left to the system, which has other enclaves to place.
+    """
+    with contextlib.suppress(OSError):
+        threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+        cores = sorted(os.sched_getaffinity(pid))
+        if len(threads) > 1 and len(threads) == len(cores):
+            for thread, core in zip(threads, cores, strict=True):
+                os.sched_setaffinity(thread, {core})
 
 
 def checked_inputs(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> list[Array]:

@@ -3,13 +3,16 @@
 use super::conv::Image;
 use super::epilogue::Epilogue;
 use super::simd::Simd;
-use super::{Isa, share_evenly, split};
+use super::{Isa, split};
 use crate::machine::Context;
 use crate::program::{Depthwise, PANEL_WIDTH};
 use crate::refusal::Refusal;
 
 /// Output pixels of a row that go together.
 const STRIP: usize = 6;
+
+/// Most parts the rows are shared in.
+const MOST_PARTS: usize = 256;
 
 /// A strip of output pixels of one row, for the channels of one chunk.
 struct Strip<'a> {
@@ -229,7 +232,8 @@ pub fn run(depthwise: &Depthwise, cx: &mut Context) -> Result<(), Refusal> {
     let per_chunk = depthwise.cut.panels_per_chunk as usize * PANEL_WIDTH;
     let chunk_count = depthwise.cut.chunk_count as usize;
     let rows = output.count * output.height;
-    let parts = (share_evenly(chunk_count, cx.worker.count()) * 4).min(rows);
+    // Rows are dear enough to be shared singly; a worker keeps its chunk from one to the next.
+    let parts = rows.min(MOST_PARTS);
 
     for item in cx.worker.share(chunk_count * parts) {
         let (group, part) = (item / parts, item % parts);
