@@ -286,6 +286,10 @@ def _turn(work: Callable[[], object]) -> float:
     """Seconds of one run in a turn: after a rest, and a run that brings back caches and threads."""
     time.sleep(_PAUSE_SECONDS)
     work()
+    return _seconds(work)
+
+
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

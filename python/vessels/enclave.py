@@ -331,7 +331,7 @@ def _spread(pid: int) -> None:
     cores the choice is left to the system, which has other enclaves to place.
     """
     with contextlib.suppress(OSError):
-        threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+        threads = sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
         cores = sorted(os.sched_getaffinity(pid))
         if len(threads) > 1 and len(threads) == len(cores):
             for thread, core in zip(threads, cores, strict=True):
