@@ -112,7 +112,7 @@ def step(memory: Memory, instruction: Instruction) -> None:
                 raise IndexError("gather: an index is out of range")
             window(instruction.output)[...] = np.take(data, indices, axis=instruction.axis)
         case _:
-            raise NotImplementedError(instruction.mnemonic)
+            raise TypeError(f"no instruction of the set: {instruction.mnemonic}")
 
 
 def activated(x: Array, activation: Activation) -> Array:

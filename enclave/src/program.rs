@@ -167,31 +167,8 @@ pub struct Winograd {
     pub cut: Cut,
 }
 
-/// Depthwise convolution: the fields of [`Conv`].
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(array)]
-pub struct Depthwise {
-    #[n(0)]
-    pub input: View,
-    #[n(1)]
-    pub output: View,
-    #[n(2)]
-    pub residual: Option<View>,
-    #[n(3)]
-    pub kernel: [u32; 2],
-    #[n(4)]
-    pub stride: [u32; 2],
-    #[n(5)]
-    pub dilation: [u32; 2],
-    #[n(6)]
-    pub padding: [u32; 2],
-    #[n(7)]
-    pub activation: Activation,
-    #[n(8)]
-    pub residual_after: bool,
-    #[n(9)]
-    pub cut: Cut,
-}
+/// Depthwise convolution has the fields of [`Conv`].
+pub type Depthwise = Conv;
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]

@@ -165,6 +165,17 @@ struct Geometry {
 }
 
 impl Geometry {
+    fn of(i: &Conv) -> Result<Self, Finding> {
+        Ok(Geometry {
+            input: image(&i.input, "input")?,
+            output: image(&i.output, "output")?,
+            kernel: i.kernel,
+            stride: i.stride,
+            dilation: i.dilation,
+            padding: i.padding,
+        })
+    }
+
     /// Whether some tap falls outside the input.
     fn check(&self) -> Result<bool, Finding> {
         let [n, h, w, _] = self.input;
@@ -218,14 +229,7 @@ fn activation(activation: &Activation) -> Result<(), Finding> {
 }
 
 fn conv(i: &Conv) -> Result<u128, Finding> {
-    let geometry = Geometry {
-        input: image(&i.input, "input")?,
-        output: image(&i.output, "output")?,
-        kernel: i.kernel,
-        stride: i.stride,
-        dilation: i.dilation,
-        padding: i.padding,
-    };
+    let geometry = Geometry::of(i)?;
     let padded = geometry.check()?;
     let [_, _, _, channels] = geometry.input;
     if padded && channels > MAX_PADDED_CHANNELS as u64 {
@@ -238,14 +242,7 @@ fn conv(i: &Conv) -> Result<u128, Finding> {
 }
 
 fn depthwise(i: &Depthwise) -> Result<u128, Finding> {
-    let geometry = Geometry {
-        input: image(&i.input, "input")?,
-        output: image(&i.output, "output")?,
-        kernel: i.kernel,
-        stride: i.stride,
-        dilation: i.dilation,
-        padding: i.padding,
-    };
+    let geometry = Geometry::of(i)?;
     let padded = geometry.check()?;
     let ([_, _, _, channels], [_, _, _, out_channels]) = (geometry.input, geometry.output);
     if channels != out_channels {
