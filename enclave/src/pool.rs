@@ -105,7 +105,7 @@ impl Drop for Anonymous {
 
 /// All memory of a prediction.
 ///
-/// Instructions share it without locks: the validator and the barriers between instructions
+/// Instructions share it without locks: the validator, and the ends of the loops they share,
 /// keep two threads from writing one place, or reading what another writes.
 pub struct Pool {
     memory: Anonymous,

@@ -46,7 +46,7 @@ SPILLED_CYCLES_PER_BYTE = 0.4
 BYTES_PER_CYCLE = 4.0
 """What instructions that only move data read and write."""
 INSTRUCTION_CYCLES = 5000.0
-"""Meeting at the barrier between instructions."""
+"""Going from one instruction to the next: waiting for the last item of the others."""
 
 
 def instruction_cycles(instruction: Instruction, thread_count: int) -> float:

@@ -179,7 +179,7 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(tile: &Tile) {
     }
 }
 
-/// `sum[p] += rows[p][..count] * panel[..count]`, four steps of the reduction at a time.
+/// `sum[p] += rows[p][..count] * panel[..count]`; small tiles take four steps at a time.
 ///
 /// # Safety
 /// As [`Simd`]; `rows` hold `count` elements, `panel` `count * width` and `V` vectors beyond.
@@ -470,7 +470,7 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
                         job.panel = panel.wrapping_add(width + column);
                         if let Some(function) = functions.get(tile.len() - 1) {
                             // SAFETY: the instruction is validated, so the tile lies in the
-                            // pool and the chunk holds `rows * width` floats for each panel;
+                            // pool and the chunk holds `(1 + depth) * width` floats for each panel;
                             // the CPU has the instruction set `Tiles::of` chose by.
                             unsafe { function(&job) };
                         }

@@ -202,7 +202,15 @@ def _meeting(w: Window, axis: int, size: int, count: int) -> tuple[int, int]:
     return first, stop - first
 
 
-def _check_padding(w: Window, image: View, output: View) -> None:
+def _append(
+    builder: Builder,
+    kind: type[Conv] | type[Depthwise],
+    image: View,
+    output: View,
+    parameters: Parameters,
+    w: Window,
+) -> None:
+    """Emits one instruction whose windows all start inside ``image``."""
     reads_padding = any(w.padding) or any(
         (output.shape[1 + i] - 1) * w.stride[i] + w.extent(i) > image.shape[1 + i] for i in (0, 1)
     )
@@ -210,6 +218,12 @@ def _check_padding(w: Window, image: View, output: View) -> None:
         not reads_padding or image.shape[3] <= MAX_PADDED_CHANNELS,
         f"padding with more than {MAX_PADDED_CHANNELS} channels",
     )
+    builder.emit(
+        kind(
+            image, output, None, w.kernel, w.stride, w.dilation, w.padding[:2], Activation(),
+            False, parameters,
+        )
+    )  # fmt: skip
 
 
 def _emit_depthwise(
@@ -220,13 +234,7 @@ def _emit_depthwise(
     if part is None:
         return
     image, output, w = part
-    _check_padding(w, image, output)
-    builder.emit(
-        Depthwise(
-            image, output, None, w.kernel, w.stride, w.dilation, w.padding[:2], Activation(),
-            False, Parameters(weights, bias),
-        )
-    )  # fmt: skip
+    _append(builder, Depthwise, image, output, Parameters(weights, bias), w)
 
 
 def _emit(builder: Builder, image: View, output: View, hwio: Array, bias: Array, w: Window) -> None:
@@ -254,13 +262,8 @@ def _emit(builder: Builder, image: View, output: View, hwio: Array, bias: Array,
         image, hwio = rows, hwio.reshape(kh, 1, kw * c, o)
     else:
         image = channels_last(builder, views.permute(image, NCHW))
-    _check_padding(w, image, output)
-    builder.emit(
-        Conv(
-            image, output, None, w.kernel, w.stride, w.dilation, w.padding[:2], Activation(),
-            False, Parameters(np.ascontiguousarray(hwio, np.float32), bias.astype(np.float32)),
-        )
-    )  # fmt: skip
+    parameters = Parameters(np.ascontiguousarray(hwio, np.float32), bias.astype(np.float32))
+    _append(builder, Conv, image, output, parameters, w)
 
 
 @lowers("ConvTranspose")
@@ -367,13 +370,7 @@ def _emit_phase(
     if part is None:
         return
     source, target, w = part
-    _check_padding(w, source, target)
-    builder.emit(
-        Conv(
-            source, target, None, w.kernel, w.stride, w.dilation, w.padding[:2], Activation(),
-            False, Parameters(kernel, value),
-        )
-    )  # fmt: skip
+    _append(builder, Conv, source, target, Parameters(kernel, value), w)
 
 
 def _transposed_padding(

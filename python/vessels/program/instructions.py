@@ -132,19 +132,9 @@ class Load(Instruction):
 
 
 @dataclass(frozen=True)
-class Conv(Instruction):
-    """2-d convolution, cross-correlation as ONNX ``Conv``; float32.
+class _Convolution(Instruction):
+    """The fields of :class:`Conv` and :class:`Depthwise`."""
 
-    ``input`` ``[N, H, W, C]`` and ``output`` ``[N, OH, OW, O]``, both with channel
-    stride 1 (``output`` may be a strided slice of a larger image). Taps outside
-    the input read zero; ``padding`` is ``(top, left)``, bottom and right follow
-    from the output's shape. With ``residual`` (shape of ``output``) the sum is
-    taken before the activation, or after it if ``residual_after``. A matrix
-    product ``[M, K] x [K, N]`` is a 1x1 convolution with N=H=1, W=M.
-    """
-
-    kind = 1
-    mnemonic = "conv"
     _reads = ("input", "residual")
     input: View
     output: View
@@ -157,6 +147,22 @@ class Conv(Instruction):
     residual_after: bool
     parameters: Parameters | None = None
     cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class Conv(_Convolution):
+    """2-d convolution, cross-correlation as ONNX ``Conv``; float32.
+
+    ``input`` ``[N, H, W, C]`` and ``output`` ``[N, OH, OW, O]``, both with channel
+    stride 1 (``output`` may be a strided slice of a larger image). Taps outside
+    the input read zero; ``padding`` is ``(top, left)``, bottom and right follow
+    from the output's shape. With ``residual`` (shape of ``output``) the sum is
+    taken before the activation, or after it if ``residual_after``. A matrix
+    product ``[M, K] x [K, N]`` is a 1x1 convolution with N=H=1, W=M.
+    """
+
+    kind = 1
+    mnemonic = "conv"
 
 
 class WinogradMode(enum.IntEnum):
@@ -230,7 +236,7 @@ def winograd_scratch_count(
 
 
 @dataclass(frozen=True)
-class Depthwise(Instruction):
+class Depthwise(_Convolution):
     """Convolution of each channel with its own kernel (ONNX ``Conv``, group = C = O); float32.
 
     ``input`` ``[N, H, W, C]``, ``output`` ``[N, OH, OW, C]``; otherwise as :class:`Conv`.
@@ -238,18 +244,6 @@ class Depthwise(Instruction):
 
     kind = 3
     mnemonic = "depthwise"
-    _reads = ("input", "residual")
-    input: View
-    output: View
-    residual: View | None
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    padding: tuple[int, int]
-    activation: Activation
-    residual_after: bool
-    parameters: Parameters | None = None
-    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
