@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 ENCLAVE := target/release/vessels-enclave
-RUST := Cargo.toml Cargo.lock enclave/Cargo.toml $(shell find enclave/src -name '*.rs' 2>/dev/null)
+RUST := Cargo.toml Cargo.lock $(shell find enclave epc packaging -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 
 # The tests use the binary as cargo builds it, so that a change needs no reinstall.
 export VESSELS_ENCLAVE := $(CURDIR)/$(ENCLAVE)

@@ -1,7 +1,7 @@
 //! The machine: a validated program with its pool and its threads, ready to run.
 
 use crate::kernels::{self, Isa};
-use crate::pool::Pool;
+use crate::pool::{MapMemory, Pool};
 use crate::program::{Instruction, Program, View};
 use crate::refusal::Refusal;
 use crate::sealed::Parameters;
@@ -112,8 +112,9 @@ impl Machine {
         parameters: Parameters,
         isa: Isa,
         thread_count: usize,
+        map: MapMemory,
     ) -> Result<Self, Refusal> {
-        let pool = Pool::map(program.layout.size())?;
+        let pool = Pool::new(program.layout.size(), map)?;
         load_resident(&pool, &program, &parameters)?;
         let ends = program
             .instructions

@@ -4,15 +4,20 @@
 use crate::refusal::Refusal;
 use core::ptr;
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 
 const HUGE_PAGE_SIZE: usize = 2 << 20;
 
-fn system(what: &'static str) -> Refusal {
+fn refusal(what: &'static str, error: &io::Error) -> Refusal {
     Refusal::System {
         what,
-        errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
+        errno: error.raw_os_error().unwrap_or(0),
     }
+}
+
+fn too_large() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOMEM)
 }
 
 /// Anonymous zeroed memory, unmapped when dropped.
@@ -23,22 +28,17 @@ struct Anonymous {
 
 impl Anonymous {
     /// Maps `size` bytes (rounded up to pages), aligned to a huge page if as large as one.
-    fn map(size: u64) -> Result<Self, Refusal> {
-        const TOO_LARGE: Refusal = Refusal::System {
-            what: "mapping memory",
-            errno: libc::ENOMEM,
-        };
-        let size = usize::try_from(size).map_err(|_| TOO_LARGE)?;
-        let size = size
-            .max(1)
-            .checked_next_multiple_of(4096)
-            .ok_or(TOO_LARGE)?;
+    fn map(size: u64) -> io::Result<Self> {
+        let size = usize::try_from(size)
+            .ok()
+            .and_then(|size| size.max(1).checked_next_multiple_of(4096))
+            .ok_or_else(too_large)?;
         let slack = if size >= HUGE_PAGE_SIZE {
             HUGE_PAGE_SIZE
         } else {
             0
         };
-        let mapped_size = size.checked_add(slack).ok_or(TOO_LARGE)?;
+        let mapped_size = size.checked_add(slack).ok_or_else(too_large)?;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no
         // memory in use.
         let start = unsafe {
@@ -52,7 +52,7 @@ impl Anonymous {
             )
         };
         if start == libc::MAP_FAILED {
-            return Err(system("mapping memory"));
+            return Err(io::Error::last_os_error());
         }
         let start: *mut u8 = start.cast();
         let lead = if slack == 0 {
@@ -103,13 +103,52 @@ impl Drop for Anonymous {
     }
 }
 
+/// Where the memory of a pool comes from: [`anonymous`] but for who studies paging.
+///
+/// # Safety
+/// `size()` bytes at `base()`, aligned to a page, are mapped readable and writable, hold zeros at
+/// first, and belong to this value alone until it is dropped.
+pub unsafe trait Memory: Send + Sync {
+    fn base(&self) -> *mut u8;
+    /// Bytes.
+    fn size(&self) -> usize;
+}
+
+// SAFETY: `map` makes such a mapping, and it stays until `drop`.
+unsafe impl Memory for Anonymous {
+    fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+}
+
+// SAFETY: a mapping is plain memory at a fixed address; who gets at it by `base` answers for
+// the absence of races.
+unsafe impl Send for Anonymous {}
+// SAFETY: as above.
+unsafe impl Sync for Anonymous {}
+
+/// Maps at least the given bytes for a pool.
+pub type MapMemory<'a> = &'a dyn Fn(u64) -> io::Result<Box<dyn Memory>>;
+
+/// Ordinary memory of the process, resident from now on.
+pub fn anonymous(size: u64) -> io::Result<Box<dyn Memory>> {
+    let memory = Anonymous::map(size)?;
+    memory.populate();
+    Ok(Box::new(memory))
+}
+
 /// All memory of a prediction.
 ///
 /// Instructions share it without locks: the validator, and the ends of the loops they share,
 /// keep two threads from writing one place, or reading what another writes.
 pub struct Pool {
-    memory: Anonymous,
+    base: *mut u8,
     size: u64,
+    _memory: Box<dyn Memory>,
 }
 
 // SAFETY: the pool is plain memory at a fixed address; every access goes through raw pointers
@@ -119,11 +158,22 @@ unsafe impl Send for Pool {}
 unsafe impl Sync for Pool {}
 
 impl Pool {
-    /// Maps and populates `size` bytes of zeros.
-    pub fn map(size: u64) -> Result<Self, Refusal> {
-        let memory = Anonymous::map(size)?;
-        memory.populate();
-        Ok(Pool { memory, size })
+    /// A pool of `size` bytes of zeros in memory that `map` gives.
+    pub fn new(size: u64, map: MapMemory) -> Result<Self, Refusal> {
+        let memory = map(size)
+            .and_then(|memory| {
+                if memory.size() as u64 >= size {
+                    Ok(memory)
+                } else {
+                    Err(too_large())
+                }
+            })
+            .map_err(|error| refusal("mapping memory", &error))?;
+        Ok(Pool {
+            base: memory.base(),
+            size,
+            _memory: memory,
+        })
     }
 
     /// Bytes.
@@ -135,9 +185,7 @@ impl Pool {
     #[inline]
     pub fn at(&self, offset: u64) -> *mut u8 {
         debug_assert!(offset <= self.size);
-        self.memory
-            .base
-            .wrapping_add(offset.min(self.size) as usize)
+        self.base.wrapping_add(offset.min(self.size) as usize)
     }
 
     /// # Safety
@@ -171,7 +219,9 @@ pub struct Words(Anonymous);
 
 impl Words {
     pub fn map(count: u64) -> Result<Self, Refusal> {
-        Ok(Words(Anonymous::map(count.saturating_mul(8))?))
+        Anonymous::map(count.saturating_mul(8))
+            .map(Words)
+            .map_err(|error| refusal("mapping memory", &error))
     }
 
     pub fn get(&self) -> &[u64] {
@@ -202,10 +252,7 @@ impl Mapping {
     pub fn of(file: &File) -> Result<Self, Refusal> {
         let size = file
             .metadata()
-            .map_err(|e| Refusal::System {
-                what: "reading the model's size",
-                errno: e.raw_os_error().unwrap_or(0),
-            })?
+            .map_err(|error| refusal("reading the model's size", &error))?
             .len();
         if size == 0 {
             return Ok(Mapping {
@@ -229,7 +276,7 @@ impl Mapping {
             )
         };
         if base == libc::MAP_FAILED {
-            return Err(system("mapping the model"));
+            return Err(refusal("mapping the model", &io::Error::last_os_error()));
         }
         Ok(Mapping {
             base: base.cast(),
@@ -280,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_pool_is_aligned_zeroed_and_bounded() {
-        let pool = Pool::map((3 << 20) + 64).expect("maps");
+        let pool = Pool::new((3 << 20) + 64, &anonymous).expect("maps");
         assert_eq!(pool.at(0) as usize % HUGE_PAGE_SIZE, 0);
         // SAFETY: nothing else uses this pool.
         unsafe {

@@ -171,7 +171,13 @@ impl Model {
     pub fn load(&self, isa: Isa, threads: usize) -> Result<Machine, Refusal> {
         let opened = open(&self.seal(), &KEY)?;
         let program = validate(opened.program, &opened.header)?;
-        Machine::load(program, opened.parameters, isa, threads)
+        Machine::load(
+            program,
+            opened.parameters,
+            isa,
+            threads,
+            &crate::pool::anonymous,
+        )
     }
 
     /// Outputs of one run for the bytes of all inputs.

@@ -27,7 +27,13 @@ fn model() -> Model {
 fn run(file: &[u8], key: &[u8; 32]) -> Result<Vec<u8>, Refusal> {
     let opened = open(file, key)?;
     let program = validate(opened.program, &opened.header)?;
-    let mut machine = Machine::load(program, opened.parameters, Isa::Portable, 1)?;
+    let mut machine = Machine::load(
+        program,
+        opened.parameters,
+        Isa::Portable,
+        1,
+        &crate::pool::anonymous,
+    )?;
     machine.run(false)?;
     let mut output = vec![];
     machine.write_outputs(&mut output).expect("writes");

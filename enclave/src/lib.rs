@@ -1,4 +1,4 @@
-//! `vessels-enclave`: the trusted half of Vessels.
+//! `vessels-enclave`: the trusted half of Vessels. [`main`] is the whole program.
 //!
 //! It opens a sealed model, validates its program, maps one pool of memory and answers requests
 //! in it. Files in the order a model passes through them: [`sealed`], [`validate`], [`pool`],
@@ -21,6 +21,7 @@ mod team;
 mod testing;
 mod validate;
 
+pub use pool::{MapMemory, Memory, anonymous};
 use protocol::End;
 use refusal::Refusal;
 use std::ffi::OsString;
@@ -68,6 +69,7 @@ fn streams() -> std::io::Result<(File, File)> {
 
 fn load(
     arguments: &Arguments,
+    map: MapMemory,
     source: &mut impl Read,
 ) -> std::io::Result<Result<machine::Machine, Refusal>> {
     // The key is taken first, so that a refusal of the file does not leave it in the pipe.
@@ -81,12 +83,17 @@ fn load(
         let program = validate::validate(opened.program, &opened.header)?;
         let most = program.layout.thread_count as usize;
         let threads = arguments.threads.unwrap_or(most).min(most);
-        machine::Machine::load(program, opened.parameters, isa, threads)
+        machine::Machine::load(program, opened.parameters, isa, threads, map)
     })())
 }
 
-fn serve(arguments: &Arguments, source: &mut impl Read, sink: &mut impl Write) -> End {
-    match load(arguments, source) {
+fn serve(
+    arguments: &Arguments,
+    map: MapMemory,
+    source: &mut impl Read,
+    sink: &mut impl Write,
+) -> End {
+    match load(arguments, map, source) {
         Err(_) => End::Closed,
         Ok(Ok(mut machine)) => protocol::serve(&mut machine, source, sink),
         Ok(Err(refusal)) => match protocol::write_error(sink, &refusal) {
@@ -96,8 +103,14 @@ fn serve(arguments: &Arguments, source: &mut impl Read, sink: &mut impl Write) -
     }
 }
 
-fn main() -> ExitCode {
-    let Some(arguments) = arguments(std::env::args_os().skip(1)) else {
+/// The program: a pool of ordinary memory, the arguments of the process.
+pub fn main() -> ExitCode {
+    run(std::env::args_os().skip(1), &anonymous)
+}
+
+/// The program with the arguments `given` and the pool in memory that `map` gives.
+pub fn run(given: impl Iterator<Item = OsString>, map: MapMemory) -> ExitCode {
+    let Some(arguments) = arguments(given) else {
         eprintln!("{USAGE}");
         return ExitCode::from(MISUSED);
     };
@@ -112,7 +125,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match serve(&arguments, &mut source, &mut sink) {
+    match serve(&arguments, map, &mut source, &mut sink) {
         End::Closed => ExitCode::SUCCESS,
         End::Refused(refusal) => {
             eprintln!("vessels-enclave: refused: {refusal}");
