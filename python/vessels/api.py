@@ -21,7 +21,7 @@ from vessels.seal import Header, create_key, load_key, open_sealed, read_header,
 if TYPE_CHECKING:
     import onnx
 
-    from vessels.plan import Plan
+    from vessels.plan import Plan, Policy
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step at work and its part done, 0 to 1."""
@@ -56,6 +56,7 @@ def build(
     memory: int | None = None,
     threads: int = 2,
     resident: bool = False,
+    policy: Policy = "planned",
     progress: Progress | None = None,
 ) -> Inspection:
     """Compile ``model`` (ONNX) and seal it to ``output``.
@@ -64,6 +65,8 @@ def build(
     key may seal many builds. ``shapes`` fixes dynamic inputs. ``memory`` is the most bytes the
     pool may take: parameters stay resident as far as they fit; without it all of them stream,
     and with ``resident`` none does. ``threads`` is the most worker threads the pool has room for.
+    ``policy`` is ``"planned"``, or ``"conventional"`` for the memory of today's systems, to compare
+    with: all parameters resident, every tensor and workspace in memory of its own, no budget.
 
     Raises :class:`~vessels.errors.ModelError` (no ONNX, shapes missing),
     :class:`~vessels.errors.UnsupportedError` (all unsupported nodes at once),
@@ -79,8 +82,9 @@ def build(
     check_destination(output, keep=kept)
     secret = load_key(key_file) if key_file is not None and key_file.exists() else None
     plan = compile_model(
-        model, shapes=shapes, memory=memory, threads=threads, resident=resident, progress=report
-    )
+        model, shapes=shapes, memory=memory, threads=threads, resident=resident, policy=policy,
+        progress=report,
+    )  # fmt: skip
     if isinstance(key, bytes):
         secret = key
     elif secret is None:
@@ -96,6 +100,7 @@ def compile_model(
     memory: int | None = None,
     threads: int = 2,
     resident: bool = False,
+    policy: Policy = "planned",
     progress: Progress | None = None,
 ) -> Plan:
     """The plan of ``model``, checked and not sealed; arguments and errors as :func:`build`."""
@@ -116,7 +121,7 @@ def compile_model(
     report("lowering", 0.0)
     lowered = lower(graph)
     report("planning", 0.0)
-    return make_plan(lowered, memory=memory, threads=threads, resident=resident)
+    return make_plan(lowered, memory=memory, threads=threads, resident=resident, policy=policy)
 
 
 def inspect(path: str | Path, *, key: str | Path | bytes | None = None) -> Inspection:

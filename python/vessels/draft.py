@@ -14,7 +14,7 @@ import numpy as np
 
 from vessels.cost import decryption_cycles, instruction_cycles
 from vessels.pack import ConstantChunks, LayerChunks
-from vessels.place import Item, Placement, place
+from vessels.place import Item, Placement, place, stack
 from vessels.program import (
     Buffer,
     Conv,
@@ -47,12 +47,14 @@ class Strategy:
     """What is decided before memory is given out.
 
     ``scratch_slack`` is ``None`` for direct convolution throughout; ``resident_constants`` bounds
-    the size of a constant that is resident from the outset, in bytes, and of all of them.
+    the size of a constant that is resident from the outset, in bytes, and of all of them. Without
+    ``reuse`` every buffer and every scratch has memory of its own.
     """
 
     scratch_slack: int | None
     chunking: Chunking = STANDARD
     resident_constants: tuple[int, int] = (SMALL_CONSTANT, SMALL_CONSTANTS)
+    reuse: bool = True
 
 
 @dataclass
@@ -65,9 +67,9 @@ class Place:
     stop: int
 
 
-def arena_places(instructions: Sequence[Instruction]) -> list[Place]:
-    """The places the arena must hold, scratch included."""
-    shared = shared_places(instructions)
+def arena_places(instructions: Sequence[Instruction], *, reuse: bool = True) -> list[Place]:
+    """The places the arena must hold, scratch included; without ``reuse`` no buffer takes over."""
+    shared = shared_places(instructions) if reuse else {}
     places: dict[Buffer, Place] = {}
     for index, instruction in enumerate(instructions):
         views = [*instruction.reads, *instruction.writes]
@@ -120,8 +122,8 @@ class Draft:
         self.threads = threads
         self.constants = _resident_constants(instructions, strategy.resident_constants)
         loaded = _with_loads(instructions, self.constants)
-        places = [p for p in arena_places(loaded) if p.buffers[0] not in self.constants]
-        live = live_sizes(places, len(loaded))
+        self.reuse = strategy.reuse
+        live = live_sizes(self._places(loaded), len(loaded))
         if strategy.scratch_slack is None:
             free = [0] * len(loaded)
         else:
@@ -130,9 +132,7 @@ class Draft:
         chosen = stream(loaded, free, thread_count=threads, chunking=strategy.chunking)
         self.parts: list[Part] = []
         self.instructions = self._number(chosen, strategy.chunking)
-        self.places = [
-            p for p in arena_places(self.instructions) if p.buffers[0] not in self.constants
-        ]
+        self.places = self._places(self.instructions)
         self.arena_lower_bound = max(live_sizes(self.places, len(chosen)), default=0)
         self.identity = (
             tuple((type(i), i.scratch and i.scratch.count) for i in self.instructions),
@@ -150,6 +150,10 @@ class Draft:
         self.staging_sizes = np.concatenate([sizes, [0]])
         self.computing = sum(instruction_cycles(i, threads) for i in self.instructions)
         self.decrypting = np.array([decryption_cycles(int(s), threads) for s in sizes])
+
+    def _places(self, instructions: Sequence[Instruction]) -> list[Place]:
+        found = arena_places(instructions, reuse=self.reuse)
+        return [p for p in found if p.buffers[0] not in self.constants]
 
     def _number(
         self, instructions: Sequence[Instruction], chunking: Chunking
@@ -204,7 +208,8 @@ class Draft:
     def placement(self) -> Placement:
         """Where the arena's places lie; found once."""
         if self._placement is None:
-            self._placement = place([Item(p.size, p.start, p.stop) for p in self.places])
+            items = [Item(p.size, p.start, p.stop) for p in self.places]
+            self._placement = place(items) if self.reuse else stack(items)
         return self._placement
 
     @property

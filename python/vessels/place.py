@@ -57,6 +57,16 @@ def place(items: Sequence[Item], *, seconds: float = _SECONDS) -> Placement:
     return Placement(offsets, size, lower_bound(items))
 
 
+def stack(items: Sequence[Item]) -> Placement:
+    """Every item in memory of its own, one after the other; lifetimes are not looked at."""
+    offsets: list[int] = []
+    at = 0
+    for item in items:
+        offsets.append(at)
+        at += align(max(item.size, 1))
+    return Placement(tuple(offsets), at, lower_bound(items))
+
+
 def lower_bound(items: Sequence[Item]) -> int:
     """Most bytes, padded to the alignment, that live at one time."""
     changes: dict[int, int] = {}

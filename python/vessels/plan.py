@@ -4,11 +4,14 @@ The passes in turn: :mod:`~vessels.order`, :mod:`~vessels.reuse`, :mod:`~vessels
 residency, :mod:`~vessels.place`, then :mod:`~vessels.check`. Without a budget everything streams.
 Under a budget several strategies are planned and the one of least estimated cost is taken; each
 strategy keeps as long a prefix of its chunks resident as fits, so more budget never costs time.
+
+The conventional plan is one more strategy: the memory of today's systems, to compare with.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vessels.check import check
 from vessels.cost import CYCLES_PER_NS
@@ -40,6 +43,7 @@ MAX_THREADS = 64
 ALL_CONSTANTS = (1 << 60, 1 << 60)
 STREAMED = Strategy(SCRATCH_SLACK)
 RESIDENT = Strategy(1 << 60, resident_constants=ALL_CONSTANTS)
+CONVENTIONAL = Strategy(1 << 60, resident_constants=ALL_CONSTANTS, reuse=False)
 STRATEGIES: tuple[Strategy, ...] = (
     Strategy(None, SMALLEST, (0, 0)),
     Strategy(None),
@@ -51,6 +55,10 @@ STRATEGIES: tuple[Strategy, ...] = (
     ),
 )
 """From frugal to fast; a budget chooses among them."""
+
+Policy = Literal["planned", "conventional"]
+"""``planned``: memory is reused, in the order that needs the least of it. ``conventional``: all
+parameters resident, every tensor and workspace in memory of its own, in the given order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,21 +122,30 @@ def make_plan(
     memory: int | None = None,
     threads: int = 2,
     resident: bool = False,
+    policy: Policy = "planned",
 ) -> Plan:
     """Plan ``lowered`` for a pool of at most ``memory`` bytes and ``threads`` worker threads.
 
-    Without ``memory`` all parameters stream, or none with ``resident``. The plan has been checked.
-    Raises :class:`BudgetError`, naming the least possible budget.
+    Without ``memory`` all parameters stream, or none with ``resident``. The ``conventional`` plan
+    keeps all of them resident and takes no budget. The plan has been checked. Raises
+    :class:`BudgetError`, naming the least possible budget, and :class:`UsageError`.
     """
     if not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads must be 1 to {MAX_THREADS}, not {threads}.")
-    instructions = _ordered(lowered.instructions)
-    if memory is None:
-        strategy = RESIDENT if resident else STREAMED
-        draft = Draft(lowered, instructions, strategy, threads)
-        plan = _finished(draft, len(draft.optional) if resident else 0)
+    if policy == "conventional":
+        if memory is not None:
+            raise UsageError("a conventional plan takes what it takes: it has no memory budget.")
+        plan = _whole(lowered, lowered.instructions, CONVENTIONAL, threads)
+    elif policy != "planned":
+        raise UsageError(f"policy is {policy!r}; it must be planned or conventional.")
     else:
-        plan = _within(lowered, instructions, threads, memory)
+        instructions = _ordered(lowered.instructions)
+        if memory is not None:
+            plan = _within(lowered, instructions, threads, memory)
+        elif resident:
+            plan = _whole(lowered, instructions, RESIDENT, threads)
+        else:
+            plan = _finished(Draft(lowered, instructions, STREAMED, threads), 0)
     check(plan.program)
     return plan
 
@@ -171,6 +188,17 @@ def _within(
         f"{threads} thread{'s' if threads > 1 else ''}; the smallest possible budget is "
         f"{smallest} bytes ({smallest / MIB:.2f} MiB)."
     )
+
+
+def _whole(
+    lowered: LoweredProgram,
+    instructions: tuple[Instruction, ...],
+    strategy: Strategy,
+    threads: int,
+) -> Plan:
+    """The plan of ``strategy`` with every chunk resident."""
+    draft = Draft(lowered, instructions, strategy, threads)
+    return _finished(draft, len(draft.optional))
 
 
 def _finished(draft: Draft, resident_count: int) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -43,6 +43,13 @@ def build(
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Most worker threads.")] = 2,
+    policy: Annotated[
+        Literal["planned", "conventional"],
+        typer.Option(
+            help="conventional: the memory of today's systems, to compare with. All parameters "
+            "resident, every tensor and workspace in memory of its own.",
+        ),
+    ] = "planned",
 ) -> None:
     """Compile an ONNX model to a plan for one small memory pool, and seal it."""
     key_file = key or output.with_suffix(".key")
@@ -55,6 +62,7 @@ def build(
             shapes=parse_shapes(shape or []),
             memory=memory,
             threads=threads,
+            policy=policy,
             progress=report,
         )
     print_inspection(built, f"{output} ({mib(output.stat().st_size)})")
