@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 ENCLAVE := target/release/vessels-enclave
 RUST := Cargo.toml Cargo.lock $(shell find enclave epc packaging -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 
-# The tests use the binary as cargo builds it, so that a change needs no reinstall.
+# The tests use the binaries as cargo builds them, so that a change needs no reinstall.
 export VESSELS_ENCLAVE := $(CURDIR)/$(ENCLAVE)
+export VESSELS_EPC := $(CURDIR)/target/release/vessels-epc
 
-.PHONY: help setup build demo check test test-all bench lock clean
+.PHONY: help setup build demo check test test-all bench evaluation lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,7 +32,7 @@ $(ENCLAVE): $(RUST)
 	cargo build --release --locked
 	touch $@
 
-build: $(ENCLAVE) ## the enclave binary
+build: $(ENCLAVE) ## the binaries: the enclave, the EPC emulator
 
 demo: $(VENV)/.installed $(ENCLAVE) ## a trained brain-MRI classifier in a simulated enclave
 	$(BIN)/python -m vessels.demo
@@ -54,6 +55,9 @@ test-all: check $(VENV)/.installed $(ENCLAVE) ## everything, heavy model tests i
 
 bench: $(VENV)/.installed $(ENCLAVE) ## the speed table, against ONNX Runtime
 	$(BIN)/python -m benchmarks.speed
+
+evaluation: $(VENV)/.installed $(ENCLAVE) ## the study of the whole zoo; writes docs/evaluation.md
+	$(BIN)/python -m benchmarks.evaluation
 
 lock: ## resolve requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv

@@ -61,7 +61,7 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Option<Arguments> {
 }
 
 /// Unbuffered standard input and output: requests and results go straight to and from the pool.
-fn streams() -> std::io::Result<(File, File)> {
+pub fn streams() -> std::io::Result<(File, File)> {
     let input = std::io::stdin().as_fd().try_clone_to_owned()?;
     let output = std::io::stdout().as_fd().try_clone_to_owned()?;
     Ok((File::from(input), File::from(output)))
@@ -103,13 +103,30 @@ fn serve(
     }
 }
 
-/// The program: a pool of ordinary memory, the arguments of the process.
+/// The program: a pool of ordinary memory, the arguments and standard streams of the process.
 pub fn main() -> ExitCode {
-    run(std::env::args_os().skip(1), &anonymous)
+    match streams() {
+        Ok((mut source, mut sink)) => run(
+            std::env::args_os().skip(1),
+            &anonymous,
+            &mut source,
+            &mut sink,
+        ),
+        Err(error) => {
+            eprintln!("vessels-enclave: standard input or output: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
-/// The program with the arguments `given` and the pool in memory that `map` gives.
-pub fn run(given: impl Iterator<Item = OsString>, map: MapMemory) -> ExitCode {
+/// The program with the arguments `given`, its pool in memory that `map` gives, and the host at
+/// the other end of `source` and `sink`.
+pub fn run(
+    given: impl Iterator<Item = OsString>,
+    map: MapMemory,
+    source: &mut impl Read,
+    sink: &mut impl Write,
+) -> ExitCode {
     let Some(arguments) = arguments(given) else {
         eprintln!("{USAGE}");
         return ExitCode::from(MISUSED);
@@ -118,14 +135,7 @@ pub fn run(given: impl Iterator<Item = OsString>, map: MapMemory) -> ExitCode {
         "vessels-enclave: simulation backend: this process is NOT protected from the host it \
          runs on"
     );
-    let (mut source, mut sink) = match streams() {
-        Ok(streams) => streams,
-        Err(error) => {
-            eprintln!("vessels-enclave: standard input or output: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match serve(&arguments, map, &mut source, &mut sink) {
+    match serve(&arguments, map, source, sink) {
         End::Closed => ExitCode::SUCCESS,
         End::Refused(refusal) => {
             eprintln!("vessels-enclave: refused: {refusal}");
