@@ -67,7 +67,23 @@ class EnclaveError(VesselsError):
     exit_code = 7
 
 
+class EmulatorError(VesselsError):
+    """The EPC emulator could not be started, refused a command or a page, or died."""
+
+    exit_code = 7
+
+
 class OutputError(VesselsError):
     """A file could not be written; nothing was left behind under its name."""
 
     exit_code = 8
+
+
+class PolicyError(UsageError):
+    """An attestation policy cannot be read: an unknown key, a value of the wrong form, a gap."""
+
+
+class AttestationError(VesselsError):
+    """Evidence was refused; the message names each check that failed and what it saw."""
+
+    exit_code = 9

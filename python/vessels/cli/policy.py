@@ -1,0 +1,100 @@
+"""``vessels policy``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vessels.cli.common import err, out
+from vessels.errors import UsageError
+
+app = typer.Typer(help="Write what evidence is accepted of an enclave.", no_args_is_help=True)
+
+Sealed = Annotated[Path, typer.Argument(metavar="MODEL.vessel", help="The sealed model.")]
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def new(
+    model: Sealed,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="POLICY.toml", help="The file. Default: standard output."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the model is called. Default: the file's name.")
+    ] = None,
+    mr_enclave: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEX", help="Measurement of an SGX enclave that is accepted."),
+    ] = None,
+    mr_td: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEX", help="Measurement of a TDX guest's firmware, instead."),
+    ] = None,
+    insecure_simulation: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-simulation",
+            help="Accept this machine's simulation, which protects nothing.",
+        ),
+    ] = False,
+) -> None:
+    """Write a policy for a sealed model, to start from."""
+    from vessels.attestation import Tee, model_digest
+    from vessels.attestation.simulation import Enclave, SimulationRoot
+    from vessels.attestation.template import new_policy
+    from vessels.enclave import find_enclave_binary
+    from vessels.files import check_destination, write_whole
+
+    if mr_enclave and mr_td:
+        raise UsageError("--mr-enclave is of SGX and --mr-td of TDX; give one of them.")
+    if insecure_simulation and mr_td:
+        raise UsageError("the simulation is of SGX; --mr-td is of TDX.")
+    if output is not None:
+        check_destination(output, keep=[model])
+    measurements = [_measurement(m, 32) for m in mr_enclave or ()]
+    measurements += [_measurement(m, 48) for m in mr_td or ()]
+    root = None
+    if insecure_simulation:
+        root = SimulationRoot.load_or_create().trusted
+        measurements = measurements or [Enclave.of_binary(find_enclave_binary()).mr_enclave]
+        err.print(
+            "warning: this policy trusts a SIMULATION, which protects nothing.", style="yellow"
+        )
+    text = new_policy(
+        name or model.stem,
+        model_digest(model),
+        tee=Tee.TDX if mr_td else Tee.SGX,
+        measurements=measurements,
+        insecure_simulation_root=root,
+    )
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    write_whole(output, lambda path: _write(path, text))
+    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    if not measurements or mr_td:
+        err.print(
+            "Fill in the empty lists before you use it; until then it is refused.",
+            highlight=False,
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _measurement(text: str, size: int) -> bytes:
+    if not re.fullmatch(rf"[0-9A-Fa-f]{{{2 * size}}}", text):
+        raise UsageError(f"{text!r} is no measurement of {2 * size} hexadecimal digits.")
+    return bytes.fromhex(text)
