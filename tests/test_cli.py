@@ -45,7 +45,9 @@ def vessels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return run
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["inspect"], ["run"], ["bench"], ["plot"]])
+@pytest.mark.parametrize(
+    "command", [[], ["build"], ["inspect"], ["run"], ["bench"], ["plot"], ["study"]]
+)
 def test_help_everywhere(vessels: Run, command: list[str]) -> None:
     code, out, _ = vessels(*command, "--help")
     assert code == 0

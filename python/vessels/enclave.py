@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -123,15 +123,22 @@ class Enclave:
     """A running enclave process with one sealed model; a context manager.
 
     ``key`` is the 32-byte model key or a key file. ``threads`` may be fewer than the model was
-    planned for. Opening refuses an altered model (:class:`SealedError`), a wrong key
-    (:class:`KeyFileError`) and anything the process cannot do (:class:`EnclaveError`).
+    planned for. ``command`` is what to start instead of the enclave binary: a program, and what
+    comes before the enclave's own arguments. Opening refuses an altered model
+    (:class:`SealedError`), a wrong key (:class:`KeyFileError`) and anything the process cannot
+    do (:class:`EnclaveError`).
 
     >>> with Enclave("resnet50.vessel", key="resnet50.key") as enclave:  # doctest: +SKIP
     ...     outputs = enclave.run({"input": image})
     """
 
     def __init__(
-        self, path: str | Path, *, key: bytes | str | Path, threads: int | None = None
+        self,
+        path: str | Path,
+        *,
+        key: bytes | str | Path,
+        threads: int | None = None,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.path = Path(path)
         if threads is not None and threads < 1:
@@ -142,7 +149,7 @@ class Enclave:
         header = read_header(self.path)
         self.inputs = Port.of(header.inputs)
         self.outputs = Port.of(header.outputs)
-        command = [str(find_enclave_binary()), "--model", str(self.path)]
+        command = [*(command or [str(find_enclave_binary())]), "--model", str(self.path)]
         if threads is not None:
             command += ["--threads", str(threads)]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -200,6 +207,10 @@ class Enclave:
     def memory(self) -> EnclaveMemory:
         """Memory the process holds now."""
         return enclave_memory(self.pid, self.path)
+
+    def kill(self) -> None:
+        """End the process at once: a prediction under way in another thread fails."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process; harmless when it has ended already."""

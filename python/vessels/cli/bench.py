@@ -11,7 +11,7 @@ from rich.table import Table
 from vessels.bench import Layer, Mode, Row, bench_layers, geometric_mean
 from vessels.bench import bench as measure
 from vessels.cli.build import Shapes
-from vessels.cli.common import mib, out, parse_shapes, parse_threads, print_json, progress
+from vessels.cli.common import mib, out, parse_counts, parse_shapes, print_json, progress
 from vessels.cli.inspect import AsJson
 
 MODES: tuple[Mode, ...] = ("streamed", "resident")
@@ -33,7 +33,7 @@ def bench(
 ) -> None:
     """Compare with ONNX Runtime, in turn in one run: parameters all streamed and all resident."""
     shapes = parse_shapes(shape or [])
-    thread_counts = parse_threads(threads)
+    thread_counts = parse_counts(threads)
     if layers:
         _layers(models, shapes, thread_counts, as_json)
         return

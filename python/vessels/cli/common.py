@@ -55,10 +55,10 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
     return shapes
 
 
-def parse_threads(text: str) -> list[int]:
-    """``1,2`` to thread counts."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise typer.BadParameter(f"{text!r} is no list of thread counts; write one like 1,2.")
+def parse_counts(text: str, what: str = "thread counts") -> list[int]:
+    """``1,2`` to positive numbers, each once; ``what`` they are goes into the refusal."""
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
+        raise typer.BadParameter(f"{text!r} is no list of {what}; write one like 1,2.")
     return list(dict.fromkeys(int(t) for t in text.split(",")))
 
 

@@ -1,0 +1,1 @@
+"""The evaluation: the study of :mod:`vessels.study` over the network zoo."""
