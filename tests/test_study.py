@@ -153,7 +153,7 @@ def test_what_fits_faults_in_the_first_prediction_only(
     subject = plans[1].subject
     with emulators.emulated(
         subject.path, key=subject.key, threads=1, epc_size=subject.pool_size + PAGE_SIZE
-    ) as (emulator, enclave):
+    ) as (emulator, [enclave]):
         emulator.run(enclave, subject.inputs)
         first = emulator.counters()
         for _ in range(3):

@@ -68,11 +68,20 @@ class Result:
 
     def speedup_at(self, fault_ns: float) -> float | None:
         """The same if a fault cost ``fault_ns``, by the counts; an estimate."""
-        paged, fast = self.at_epc("conventional"), self.at_epc("planned")
-        still = self.unpaged("conventional")
-        if paged is None or fast is None or still is None or fast.faults > 0:
+        slow, fast = self._conventional_ms(fault_ns), self.at_epc("planned")
+        return None if slow is None or fast is None or fast.faults else slow / fast.median_ms
+
+    def rate_at(self, fault_ns: float) -> float | None:
+        """Conventional predictions per second, all cores at work, if a fault cost ``fault_ns`` on
+        each of them at once, by the counts of one tenant; an estimate."""
+        alone = self._conventional_ms(fault_ns)
+        return None if alone is None else self.machine.core_count * 1e3 / alone
+
+    def _conventional_ms(self, fault_ns: float) -> float | None:
+        paged, still = self.at_epc("conventional"), self.unpaged("conventional")
+        if paged is None or still is None:
             return None
-        return (still.median_ms + paged.faults * fault_ns / 1e6) / fast.median_ms
+        return still.median_ms + paged.faults * fault_ns / 1e6
 
     def at_epc(self, policy: Policy) -> LatencyPoint | None:
         """The point in an EPC of the study's size."""

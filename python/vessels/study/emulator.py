@@ -333,14 +333,18 @@ class Emulator:
 
 @contextlib.contextmanager
 def emulated(
-    path: Path, *, key: bytes, threads: int, epc_size: int, padding_ns: float = 0.0
-) -> Iterator[tuple[Emulator, Enclave]]:
-    """One enclave alone in an EPC of its own; with one thread, both on one processor."""
+    path: Path, *, key: bytes, threads: int, epc_size: int, padding_ns: float = 0.0, count: int = 1
+) -> Iterator[tuple[Emulator, list[Enclave]]]:
+    """So many enclaves of one model in an EPC; one of one thread and its emulator share a
+    processor."""
     with contextlib.ExitStack() as stack:
-        with one_processor() if threads == 1 else contextlib.nullcontext():
+        with one_processor() if count == threads == 1 else contextlib.nullcontext():
             emulator = stack.enter_context(Emulator(epc_size, padding_ns))
-            enclave = stack.enter_context(emulator.enclave(path, key=key, threads=threads))
-        yield emulator, enclave
+            enclaves = [
+                stack.enter_context(emulator.enclave(path, key=key, threads=threads))
+                for _ in range(count)
+            ]
+        yield emulator, enclaves
 
 
 def _last_words(text: str) -> str:

@@ -7,11 +7,11 @@ the next begins when the last has ended.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def latency(
     if not sizes:
         return []
     points: list[LatencyPoint] = []
-    with _alone(subject, conditions, sizes[0]) as (emulator, enclave):
+    with _emulated(subject, conditions, sizes[0]) as (emulator, [enclave]):
         for index, size in enumerate(sizes):
             progress(f"{subject.policy} plan, EPC of {_mib(size)}", index / len(sizes))
             emulator.set_capacity(conditions.capacity(size))
@@ -201,15 +201,7 @@ def _crowd(
     stop = threading.Event()
     failures: list[VesselsError] = []
     ends: list[list[float]] = [[] for _ in range(count)]
-    capacity = conditions.capacity(epc_size, count)
-    with contextlib.ExitStack() as stack:
-        emulator = stack.enter_context(Emulator(capacity, conditions.padding_ns))
-        enclaves = [
-            stack.enter_context(
-                emulator.enclave(subject.path, key=subject.key, threads=conditions.threads)
-            )
-            for _ in range(count)
-        ]
+    with _emulated(subject, conditions, epc_size, count) as (emulator, enclaves):
 
         def work(enclave: Enclave, ended: list[float]) -> None:
             try:
@@ -268,18 +260,17 @@ def _crowd(
     )
 
 
-@contextlib.contextmanager
-def _alone(
-    subject: Subject, conditions: Conditions, epc_size: int
-) -> Iterator[tuple[Emulator, Enclave]]:
-    with emulated(
+def _emulated(
+    subject: Subject, conditions: Conditions, epc_size: int, count: int = 1
+) -> AbstractContextManager[tuple[Emulator, list[Enclave]]]:
+    return emulated(
         subject.path,
         key=subject.key,
         threads=conditions.threads,
-        epc_size=conditions.capacity(epc_size),
+        epc_size=conditions.capacity(epc_size, count),
         padding_ns=conditions.padding_ns,
-    ) as pair:
-        yield pair
+        count=count,
+    )
 
 
 def _fetched(before: Counters, after: Counters) -> int:
