@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ BUILT = ROOT / "target" / "release" / "vessels-enclave"
 # The binary of this tree rather than an installed one.
 if BUILT.is_file():
     os.environ.setdefault("VESSELS_ENCLAVE", str(BUILT))
+
+# A shell that runs the tests in the background has them, and all they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def small_model() -> onnx.ModelProto:

@@ -139,7 +139,9 @@ def fail(error: VesselsError) -> int:
 
 
 def use_plain_log(log: logging.Logger) -> None:
-    """Warnings of the package go to standard error, one line each."""
+    """Warnings of the package go to standard error, one line each, and nowhere else."""
+    for earlier in list(log.handlers):
+        log.removeHandler(earlier)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.addLevelName(logging.WARNING, "warning")
