@@ -10,7 +10,7 @@ RUST := Cargo.toml Cargo.lock $(shell find enclave epc packaging -name '*.rs' -o
 export VESSELS_ENCLAVE := $(CURDIR)/$(ENCLAVE)
 export VESSELS_EPC := $(CURDIR)/target/release/vessels-epc
 
-.PHONY: help setup build demo check test test-all bench evaluation lock clean
+.PHONY: help setup build demo demo-serving check test test-all bench evaluation lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ build: $(ENCLAVE) ## the binaries: the enclave, the EPC emulator
 
 demo: $(VENV)/.installed $(ENCLAVE) ## a trained brain-MRI classifier in a simulated enclave
 	$(BIN)/python -m vessels.demo
+
+demo-serving: $(VENV)/.installed $(ENCLAVE) ## the same, served confidentially: owner, host, client
+	$(BIN)/python -m vessels.demo_serving demo
 
 # In release mode all along, so that the C code of the cryptography is compiled once.
 check: $(VENV)/.locked ## formatters, linters, types

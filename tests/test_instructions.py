@@ -578,7 +578,7 @@ def test_an_index_out_of_range_refuses_that_run_alone(tmp_path: Path, threads: i
     with sealed_sheet.enclave(threads) as enclave:
         for wrong in (4, -5, 1 << 62, -(1 << 63)):
             bad = {**sheet.feeds, "x1": np.array([0, 1, wrong, 2, 3])}
-            with pytest.raises(RequestError, match=rf"index {wrong} is outside a dimension of 4"):
+            with pytest.raises(RequestError, match="an index lies outside a dimension of 4"):
                 enclave.run(bad)
             with pytest.raises(RequestError, match="index"):
                 enclave.run_timed(bad)

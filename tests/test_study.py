@@ -307,14 +307,14 @@ def test_durations() -> None:
 def test_the_command(vessels: Run, emulated: None, squeezenet: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     code, out, err = vessels(
-        "study", squeezenet, "--epc", "8MiB", "--tenants", "1,2", "--seconds", 0.1,
+        "study", squeezenet, "--epc", "12MiB", "--tenants", "1,2", "--seconds", 0.1,
         "-o", report, "--json",
     )  # fmt: skip
     assert code == 0, err
     assert err.count("does NOT protect") == 1
     found = json.loads(out)
     assert found["unmeasured"] is None and found["fault_cost"]["fault_ns"] > 0
-    points = {p["policy"]: p for p in found["latency"] if p["epc_size"] == 8 << 20}
+    points = {p["policy"]: p for p in found["latency"] if p["epc_size"] == 12 << 20}
     assert points["planned"]["faults"] == 0 < points["conventional"]["faults"]
     assert {(t["policy"], t["tenant_count"]) for t in found["tenants"]} == {
         (policy, count) for policy in ("planned", "conventional") for count in (1, 2)

@@ -43,6 +43,8 @@ from vessels.program import (
     WinogradMode,
     winograd_scratch_count,
 )
+from vessels.seal import HeaderPort
+from vessels.sealed_messages import MessageSizes
 from vessels.study.result import KINDS, PAGE_SIZE
 from vessels.study.trace import REQUEST, Trace, page_trace
 
@@ -117,6 +119,20 @@ def workspace_pages(program: Program, i: Winograd) -> tuple[set[int], set[int]]:
     return set(pages) if full else set(), set(pages)
 
 
+def message_pages(program: Program, request: bool) -> set[int]:
+    """Pages of a message from its first tensor's page on; none if it is not in the arena."""
+    listed = [
+        [HeaderPort(p.name, p.view.dtype, p.view.shape) for p in ports]
+        for ports in (program.inputs, program.outputs)
+    ]
+    sizes = MessageSizes.of(*listed)
+    if sizes.memory > program.layout.arena_size:
+        return set()
+    content = program.layout.arena_offset + 64
+    end = content + (sizes.request if request else sizes.response) + 16
+    return set(range((content - 32) // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1))
+
+
 def check_trace(program: Program) -> Trace:
     """Every instruction touches the pages it must, and no others."""
     trace = page_trace(program)
@@ -138,9 +154,11 @@ def check_trace(program: Program) -> Trace:
             found &= expected | may
             expected |= found & may
         assert found == expected, (index, instruction.mnemonic, found ^ expected)
-    for ports, index in (program.inputs, REQUEST), (program.outputs, len(program.instructions)):
+    ends = (program.inputs, REQUEST), (program.inputs + program.outputs, len(program.instructions))
+    for ports, index in ends:
         found = set(trace.pages[trace.instructions == index].tolist())
-        assert found == set().union(*(pages_of(addresses(program, p.view), 1) for p in ports))
+        expected = set().union(*(pages_of(addresses(program, p.view), 1) for p in ports))
+        assert found == expected | message_pages(program, index == REQUEST)
     check_kinds(program, trace)
     return trace
 

@@ -1,14 +1,20 @@
 //! `vessels-enclave`: the trusted half of Vessels. [`main`] is the whole program.
 //!
-//! It opens a sealed model, validates its program, maps one pool of memory and answers requests
-//! in it. Files in the order a model passes through them: [`sealed`], [`validate`], [`pool`],
-//! [`machine`], [`team`], [`stream`], [`kernels`], [`protocol`].
+//! It opens a sealed model, proves what it is, gets the model's key, validates its program, maps
+//! one pool of memory and answers sealed requests in it. Files in the order a model passes through
+//! them: [`sealed`], [`hpke`], [`evidence`], [`validate`], [`pool`], [`machine`], [`team`],
+//! [`stream`], [`kernels`], [`confine`], [`message`], [`protocol`].
 
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
+mod confine;
+mod evidence;
+mod hpke;
+#[allow(unsafe_code)]
 mod kernels;
 mod machine;
+mod message;
 #[allow(unsafe_code)]
 mod pool;
 mod program;
@@ -21,8 +27,9 @@ mod team;
 mod testing;
 mod validate;
 
+use evidence::{Identity, Platform};
 pub use pool::{MapMemory, Memory, anonymous};
-use protocol::End;
+use protocol::{End, Model};
 use refusal::Refusal;
 use std::ffi::OsString;
 use std::fs::File;
@@ -31,7 +38,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: vessels-enclave --model FILE [--threads N]";
+const USAGE: &str = "usage: vessels-enclave --model FILE [--threads N] \
+                     [--backend simulation|gramine|native]";
 /// The model was refused.
 const REFUSED: u8 = 2;
 /// The command line is wrong.
@@ -40,10 +48,11 @@ const MISUSED: u8 = 64;
 struct Arguments {
     model: PathBuf,
     threads: Option<usize>,
+    platform: Platform,
 }
 
 fn arguments(mut given: impl Iterator<Item = OsString>) -> Option<Arguments> {
-    let (mut model, mut threads) = (None, None);
+    let (mut model, mut threads, mut platform) = (None, None, None);
     while let Some(name) = given.next() {
         let value = given.next()?;
         match name.to_str()? {
@@ -51,12 +60,14 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Option<Arguments> {
             "--threads" if threads.is_none() => {
                 threads = Some(value.to_str()?.parse().ok().filter(|&n| n > 0)?);
             }
+            "--backend" if platform.is_none() => platform = Some(Platform::of(value.to_str())?),
             _ => return None,
         }
     }
     Some(Arguments {
         model: model?,
         threads,
+        platform: platform.or_else(|| Platform::of(None))?,
     })
 }
 
@@ -67,24 +78,35 @@ pub fn streams() -> std::io::Result<(File, File)> {
     Ok((File::from(input), File::from(output)))
 }
 
+/// Validates a model opened with its key, and loads it.
 fn load(
-    arguments: &Arguments,
+    sealed: sealed::Sealed,
+    key: &[u8; 32],
+    threads: Option<usize>,
     map: MapMemory,
-    source: &mut impl Read,
-) -> std::io::Result<Result<machine::Machine, Refusal>> {
-    // The key is taken first, so that a refusal of the file does not leave it in the pipe.
-    let key = match protocol::read_key(source)? {
-        Ok(key) => key,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    Ok((|| {
-        let isa = kernels::Isa::detect()?;
-        let opened = sealed::Sealed::open(&arguments.model)?.unlock(&key)?;
-        let program = validate::validate(opened.program, &opened.header)?;
-        let most = program.layout.thread_count as usize;
-        let threads = arguments.threads.unwrap_or(most).min(most);
-        machine::Machine::load(program, opened.parameters, isa, threads, map)
-    })())
+) -> Result<Model, Refusal> {
+    let isa = kernels::Isa::detect()?;
+    let opened = sealed.unlock(key)?;
+    let program = validate::validate(opened.program, &opened.header)?;
+    let format = message::Format::new(&opened.header).ok_or(Refusal::Messages)?;
+    let most = program.layout.thread_count as usize;
+    let machine = machine::Machine::load(
+        program,
+        opened.parameters,
+        isa,
+        threads.unwrap_or(most).min(most),
+        Model::message_size(&format),
+        map,
+    )?;
+    Ok(Model { machine, format })
+}
+
+/// Tells the host that nothing will come of it.
+fn refused(refusal: Refusal, sink: &mut impl Write) -> End {
+    match protocol::write_error(sink, &refusal) {
+        Ok(()) => End::Refused(refusal),
+        Err(_) => End::Closed,
+    }
 }
 
 fn serve(
@@ -93,13 +115,37 @@ fn serve(
     source: &mut impl Read,
     sink: &mut impl Write,
 ) -> End {
-    match load(arguments, map, source) {
-        Err(_) => End::Closed,
-        Ok(Ok(mut machine)) => protocol::serve(&mut machine, source, sink),
-        Ok(Err(refusal)) => match protocol::write_error(sink, &refusal) {
-            Ok(()) => End::Refused(refusal),
-            Err(_) => End::Closed,
-        },
+    let sealed = match sealed::Sealed::open(&arguments.model) {
+        Ok(sealed) => sealed,
+        Err(refusal) => return refused(refusal, sink),
+    };
+    // Until the host speaks there is no secret, and the host may still look at the process: it
+    // opens what tells the process's memory, which it can read from then on.
+    let mut first = [0];
+    if source.read_exact(&mut first).is_err() {
+        return End::Closed;
+    }
+    let mut source = first.as_slice().chain(source);
+    let platform = &arguments.platform;
+    let identity = confine::close_to_others(platform).and_then(|()| {
+        Ok(Identity {
+            keys: hpke::KeyPair::generate()?,
+            model_digest: sealed.digest(),
+            platform: platform.clone(),
+        })
+    });
+    let identity = match identity {
+        Ok(identity) => identity,
+        Err(refusal) => return refused(refusal, sink),
+    };
+    let load = |key: &[u8; 32]| {
+        let model = load(sealed, key, arguments.threads, map)?;
+        confine::drop_system_calls(platform)?;
+        Ok(model)
+    };
+    match protocol::start(&identity, load, &mut source, sink) {
+        Ok(mut model) => protocol::serve(&identity, &mut model, &mut source, sink),
+        Err(end) => end,
     }
 }
 
@@ -131,10 +177,12 @@ pub fn run(
         eprintln!("{USAGE}");
         return ExitCode::from(MISUSED);
     };
-    eprintln!(
-        "vessels-enclave: simulation backend: this process is NOT protected from the host it \
-         runs on"
-    );
+    if arguments.platform == Platform::Simulation {
+        eprintln!(
+            "vessels-enclave: simulation backend: this process is NOT protected from the host it \
+             runs on"
+        );
+    }
     match serve(&arguments, map, source, sink) {
         End::Closed => ExitCode::SUCCESS,
         End::Refused(refusal) => {

@@ -1,17 +1,20 @@
 //! The machine: a validated program with its pool and its threads, ready to run.
 
 use crate::kernels::{self, Isa};
-use crate::pool::{MapMemory, Pool};
-use crate::program::{Instruction, Program, View};
+use crate::pool::{MapMemory, Pool, anonymous};
+use crate::program::{ALIGNMENT, Instruction, Layout, Program, View};
 use crate::refusal::Refusal;
 use crate::sealed::Parameters;
 use crate::stream::Stream;
 use crate::team::{Team, Worker};
 use crate::validate::Valid;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::io::{Read, Write};
+use std::hint;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+
+/// More of a worker's stack than any kernel takes, and half of it all: `map` keeps 128 KiB there.
+const SCRUBBED_SIZE: usize = 256 << 10;
 
 /// What a kernel works with; each worker has its own.
 pub struct Context<'a> {
@@ -102,18 +105,57 @@ fn dispatch(instruction: &Instruction, cx: &mut Context) -> Result<(), Refusal> 
 pub struct Machine {
     engine: Arc<Engine>,
     team: Team,
+    message: Message,
+}
+
+/// Memory for one message at a time: in the arena, which is nobody's between runs, or if the arena
+/// is too small for it, of its own.
+struct Message {
+    own: Option<Pool>,
+    offset: u64,
+    size: u64,
+}
+
+impl Message {
+    fn new(layout: &Layout, size: u64) -> Result<Self, Refusal> {
+        if size <= layout.arena_size {
+            return Ok(Message {
+                own: None,
+                offset: layout.io_size,
+                size,
+            });
+        }
+        Ok(Message {
+            own: Some(Pool::new(size, &anonymous)?),
+            offset: 0,
+            size,
+        })
+    }
+
+    /// # Safety
+    /// No run is in progress, and until the slice is dropped there is no other.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    unsafe fn bytes_mut<'a>(&'a self, pool: &'a Pool) -> &'a mut [u8] {
+        let pool = self.own.as_ref().unwrap_or(pool);
+        // SAFETY: nothing but a run uses the arena; memory of its own, nobody else.
+        unsafe { pool.bytes_mut(self.offset, self.size) }
+    }
 }
 
 impl Machine {
     /// Maps the pool, decrypts the resident chunks and starts the threads; after it nothing is
     /// allocated. `thread_count` is at most the plan's.
+    ///
+    /// There is room for messages of `message_size` bytes.
     pub fn load(
         program: Valid<Program>,
         parameters: Parameters,
         isa: Isa,
         thread_count: usize,
+        message_size: u64,
         map: MapMemory,
     ) -> Result<Self, Refusal> {
+        let message = Message::new(&program.layout, message_size)?;
         let pool = Pool::new(program.layout.size(), map)?;
         load_resident(&pool, &program, &parameters)?;
         let ends = program
@@ -138,9 +180,16 @@ impl Machine {
         let worker_engine = Arc::clone(&engine);
         let team = Team::start(
             thread_count,
-            Arc::new(move |w: &Worker| worker_engine.work(w)),
+            Arc::new(move |w: &Worker| {
+                worker_engine.work(w);
+                scrub_stack();
+            }),
         )?;
-        Ok(Machine { engine, team })
+        Ok(Machine {
+            engine,
+            team,
+            message,
+        })
     }
 
     pub fn thread_count(&self) -> usize {
@@ -159,36 +208,61 @@ impl Machine {
         self.engine.program.instructions.len()
     }
 
-    /// Bytes of all inputs.
-    pub fn input_size(&self) -> u64 {
-        self.engine.program.inputs.iter().map(size_of_view).sum()
-    }
-
-    /// Bytes of all outputs.
-    pub fn output_size(&self) -> u64 {
-        self.engine.program.outputs.iter().map(size_of_view).sum()
-    }
-
-    /// Reads all inputs, in order, into their places.
+    /// Memory for one message. A run destroys what it holds.
     #[allow(unsafe_code)]
-    pub fn read_inputs(&mut self, source: &mut impl Read) -> std::io::Result<()> {
-        for view in &self.engine.program.inputs {
-            // SAFETY: no run is in progress while the machine is borrowed exclusively.
-            let place = unsafe { self.engine.pool.bytes_mut(view.offset, size_of_view(view)) };
-            source.read_exact(place)?;
-        }
-        Ok(())
+    pub fn message(&mut self) -> &mut [u8] {
+        // SAFETY: no run is in progress while the machine is borrowed exclusively.
+        unsafe { self.message.bytes_mut(&self.engine.pool) }
     }
 
-    /// Writes all outputs, in order.
+    /// Copies all inputs into their places from the message, where the first begins at `at`; each
+    /// is padded to a multiple of 64.
+    pub fn read_inputs(&mut self, at: usize) {
+        self.copy(Way::In, at);
+    }
+
+    /// Copies all outputs to the message, the first to `at`, each to a multiple of 64 after it.
+    pub fn write_outputs(&mut self, at: usize) {
+        self.copy(Way::Out, at);
+    }
+
+    /// Zeros the places of all inputs and outputs. What the run computed between them stays until
+    /// another run overwrites it, or the process ends.
+    pub fn wipe(&mut self) {
+        self.copy(Way::Wipe, 0);
+    }
+
     #[allow(unsafe_code)]
-    pub fn write_outputs(&mut self, sink: &mut impl Write) -> std::io::Result<()> {
-        for view in &self.engine.program.outputs {
-            // SAFETY: no run is in progress while the machine is borrowed exclusively.
-            let place = unsafe { self.engine.pool.bytes_mut(view.offset, size_of_view(view)) };
-            sink.write_all(place)?;
+    fn copy(&mut self, way: Way, mut at: usize) {
+        let program = &self.engine.program;
+        let (inputs, outputs) = (&program.inputs, &program.outputs);
+        let views = match way {
+            Way::In => inputs.iter().chain(&[]),
+            Way::Out => outputs.iter().chain(&[]),
+            Way::Wipe => inputs.iter().chain(outputs),
+        };
+        for view in views {
+            let size = size_of_view(view);
+            let pool = &self.engine.pool;
+            // SAFETY: no run is in progress while the machine is borrowed exclusively. Validated:
+            // inputs and outputs lie inside the I/O region, the message outside of it.
+            let (place, message) = unsafe {
+                (
+                    pool.bytes_mut(view.offset, size),
+                    self.message.bytes_mut(pool),
+                )
+            };
+            let end = at.saturating_add(place.len());
+            match way {
+                Way::In => place.copy_from_slice(message.get(at..end).unwrap_or_default()),
+                Way::Out => message
+                    .get_mut(at..end)
+                    .unwrap_or_default()
+                    .copy_from_slice(place),
+                Way::Wipe => wipe(place),
+            }
+            at = end.next_multiple_of(ALIGNMENT as usize);
         }
-        Ok(())
     }
 
     /// Runs the program on the inputs read.
@@ -224,6 +298,26 @@ impl Machine {
             time
         })
     }
+}
+
+/// What [`Machine::copy`] does with each place.
+#[derive(Clone, Copy)]
+enum Way {
+    In,
+    Out,
+    Wipe,
+}
+
+/// Zeros memory, whether or not it is read again.
+pub fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    hint::black_box(bytes);
+}
+
+/// Zeros the stack beyond the caller's, where kernels have left pieces of what they computed.
+#[inline(never)]
+fn scrub_stack() {
+    hint::black_box(&mut [0u8; SCRUBBED_SIZE]);
 }
 
 /// Bytes of a dense, validated view.

@@ -94,6 +94,23 @@ impl Anonymous {
             }
         }
     }
+
+    /// Keeps every page from being written out, as far as the process may; whether it is done.
+    fn lock(&self) -> bool {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the first two calls read and write `limit` alone; the mapping is this value's
+        // own, and locking it does not change what it holds.
+        unsafe {
+            if libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) == 0 {
+                limit.rlim_cur = limit.rlim_max;
+                libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
+            }
+            libc::mlock(self.base.cast(), self.size) == 0
+        }
+    }
 }
 
 impl Drop for Anonymous {
@@ -134,10 +151,16 @@ unsafe impl Sync for Anonymous {}
 /// Maps at least the given bytes for a pool.
 pub type MapMemory<'a> = &'a dyn Fn(u64) -> io::Result<Box<dyn Memory>>;
 
-/// Ordinary memory of the process, resident from now on.
+/// Ordinary memory of the process, resident from now on; locked if the process's limit allows it.
 pub fn anonymous(size: u64) -> io::Result<Box<dyn Memory>> {
     let memory = Anonymous::map(size)?;
     memory.populate();
+    if !memory.lock() {
+        eprintln!(
+            "vessels-enclave: the pool is not locked in memory, and may be swapped out: the limit \
+             is too low (ulimit -l)"
+        );
+    }
     Ok(Box::new(memory))
 }
 

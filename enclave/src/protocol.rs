@@ -1,17 +1,40 @@
 //! The local protocol with the host: frames over a pair of byte streams (`docs/protocol.md`).
 
-use crate::machine::Machine;
+use crate::evidence::Identity;
+use crate::hpke::{Exchange, NONCE_SIZE, PUBLIC_SIZE, TAG_SIZE};
+use crate::machine::{Machine, wipe};
+use crate::message::{self, Format, Request, Wrong};
 use crate::refusal::Refusal;
+use crate::sealed::DIGEST_SIZE;
 use std::io::{self, Read, Write};
 use zeroize::Zeroizing;
 
 const KEY: u32 = 1;
 const RUN: u32 = 2;
 const RUN_TIMED: u32 = 3;
+const EVIDENCE: u32 = 4;
 const READY: u32 = 16;
 const RESULT: u32 = 17;
 const TIMES: u32 = 18;
 const ERROR: u32 = 19;
+const CLAIMS: u32 = 20;
+
+const HEAD_SIZE: usize = 12;
+const KEY_SIZE: usize = 32;
+const SEALED_KEY_SIZE: usize = PUBLIC_SIZE + KEY_SIZE + TAG_SIZE;
+const MIN_NONCE_SIZE: usize = 16;
+const MAX_NONCE_SIZE: usize = 64;
+
+const KEY_INFO: &[u8] = b"vessels key v1";
+const REQUEST_INFO: &[u8] = b"vessels request v1";
+const RESPONSE_LABEL: &[u8] = b"vessels response v1";
+
+/// Where the content of a message begins in the memory for it: before it lie a frame's head and
+/// the encapsulated key of a request, or the nonce of a response.
+const CONTENT: usize = 64;
+const FRONT: usize = CONTENT - PUBLIC_SIZE;
+const HEAD: usize = FRONT - HEAD_SIZE;
+const _: () = assert!(PUBLIC_SIZE == NONCE_SIZE);
 
 /// Why serving ended.
 #[derive(Debug)]
@@ -28,9 +51,23 @@ impl From<io::Error> for End {
     }
 }
 
+/// A loaded model and the form of its messages.
+pub struct Model {
+    pub machine: Machine,
+    pub format: Format,
+}
+
+impl Model {
+    /// Bytes of memory that messages of this form take.
+    pub fn message_size(format: &Format) -> u64 {
+        let size = (CONTENT + TAG_SIZE).saturating_add(format.max_size());
+        (size as u64).next_multiple_of(64)
+    }
+}
+
 /// Reads a frame's kind and length; `None` at the end of the stream.
 fn read_head(source: &mut impl Read) -> io::Result<Option<(u32, u64)>> {
-    let mut head = [0u8; 12];
+    let mut head = [0u8; HEAD_SIZE];
     if let Err(error) = source.read_exact(&mut head) {
         return if error.kind() == io::ErrorKind::UnexpectedEof {
             Ok(None)
@@ -45,13 +82,20 @@ fn read_head(source: &mut impl Read) -> io::Result<Option<(u32, u64)>> {
     )))
 }
 
-fn write_head(sink: &mut impl Write, kind: u32, size: u64) -> io::Result<()> {
-    let mut head = [0u8; 12];
+/// A frame's kind and length as they are sent.
+fn head(kind: u32, size: u64) -> [u8; HEAD_SIZE] {
+    let mut head = [0u8; HEAD_SIZE];
     let bytes = kind.to_le_bytes().into_iter().chain(size.to_le_bytes());
     for (place, byte) in head.iter_mut().zip(bytes) {
         *place = byte;
     }
-    sink.write_all(&head)
+    head
+}
+
+fn write_frame(sink: &mut impl Write, kind: u32, payload: &[u8]) -> io::Result<()> {
+    sink.write_all(&head(kind, payload.len() as u64))?;
+    sink.write_all(payload)?;
+    sink.flush()
 }
 
 /// Throws away a payload.
@@ -65,89 +109,277 @@ fn skip(source: &mut impl Read, mut size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The model key from the first frame; `Ok(None)` when the host closed instead.
-pub fn read_key(source: &mut impl Read) -> io::Result<Result<Zeroizing<[u8; 32]>, Refusal>> {
-    match read_head(source)? {
-        None => Err(io::ErrorKind::UnexpectedEof.into()),
-        Some((KEY, 32)) => {
-            let mut key = Zeroizing::new([0; 32]);
-            source.read_exact(key.as_mut())?;
-            Ok(Ok(key))
-        }
-        Some(_) => Ok(Err(Refusal::KeyFrame)),
-    }
-}
-
 /// Tells the host of a refusal.
 pub fn write_error(sink: &mut impl Write, refusal: &Refusal) -> io::Result<()> {
     let message = refusal.to_string();
     let payload = minicbor::to_vec((refusal.code(), message.as_str())).unwrap_or_default();
-    write_head(sink, ERROR, payload.len() as u64)?;
-    sink.write_all(&payload)?;
-    sink.flush()
+    write_frame(sink, ERROR, &payload)
+}
+
+/// Answers an EVIDENCE frame of `size` bytes.
+fn answer_evidence(
+    identity: &Identity,
+    size: u64,
+    source: &mut impl Read,
+    sink: &mut impl Write,
+) -> io::Result<()> {
+    if !(MIN_NONCE_SIZE as u64..=MAX_NONCE_SIZE as u64).contains(&size) {
+        skip(source, size)?;
+        return write_error(sink, &Refusal::NonceSize { actual: size });
+    }
+    let mut bytes = [0; MAX_NONCE_SIZE];
+    let nonce = bytes.get_mut(..size as usize).unwrap_or_default();
+    source.read_exact(nonce)?;
+    match identity.claims(nonce) {
+        Ok(payload) => write_frame(sink, CLAIMS, &payload),
+        Err(refusal) => write_error(sink, &refusal),
+    }
+}
+
+/// Gives evidence until the host gives the model's key, which `load` then gets.
+pub fn start(
+    identity: &Identity,
+    load: impl FnOnce(&[u8; KEY_SIZE]) -> Result<Model, Refusal>,
+    source: &mut impl Read,
+    sink: &mut impl Write,
+) -> Result<Model, End> {
+    loop {
+        let Some((kind, size)) = read_head(source)? else {
+            return Err(End::Closed);
+        };
+        match kind {
+            EVIDENCE => answer_evidence(identity, size, source, sink)?,
+            KEY => {
+                return match unlock(identity, size, load, source)? {
+                    Ok(model) => Ok(model),
+                    Err(refusal) => {
+                        write_error(sink, &refusal)?;
+                        Err(End::Refused(refusal))
+                    }
+                };
+            }
+            _ => {
+                skip(source, size)?;
+                let refusal = match kind {
+                    RUN | RUN_TIMED => Refusal::Locked,
+                    _ => Refusal::UnknownFrame { kind },
+                };
+                write_error(sink, &refusal)?;
+            }
+        }
+    }
+}
+
+/// Opens the sealed key where it was read to, and nowhere else: it is wiped there.
+fn unlock(
+    identity: &Identity,
+    size: u64,
+    load: impl FnOnce(&[u8; KEY_SIZE]) -> Result<Model, Refusal>,
+    source: &mut impl Read,
+) -> io::Result<Result<Model, Refusal>> {
+    if size != SEALED_KEY_SIZE as u64 {
+        return Ok(Err(Refusal::KeyFrame));
+    }
+    let mut enc = [0; PUBLIC_SIZE];
+    source.read_exact(&mut enc)?;
+    let mut sealed = Zeroizing::new([0; KEY_SIZE + TAG_SIZE]);
+    source.read_exact(sealed.as_mut())?;
+    let opened = identity
+        .keys
+        .open(&enc, KEY_INFO, &identity.model_digest, sealed.as_mut());
+    let key = opened.and_then(|(plain, _)| plain.first_chunk());
+    Ok(match key {
+        Some(key) => load(key),
+        None => Err(Refusal::SealedKey),
+    })
 }
 
 /// Says READY and answers requests until the host closes or a run shows the model to be altered.
-pub fn serve(machine: &mut Machine, source: &mut impl Read, sink: &mut impl Write) -> End {
-    match answer_all(machine, source, sink) {
+pub fn serve(
+    identity: &Identity,
+    model: &mut Model,
+    source: &mut impl Read,
+    sink: &mut impl Write,
+) -> End {
+    match answer_all(identity, model, source, sink) {
         Ok(()) => End::Closed,
         Err(end) => end,
     }
 }
 
 fn answer_all(
-    machine: &mut Machine,
+    identity: &Identity,
+    model: &mut Model,
     source: &mut impl Read,
     sink: &mut impl Write,
 ) -> Result<(), End> {
+    let machine = &model.machine;
     let ready = (
         machine.thread_count() as u32,
         machine.isa().name(),
         machine.pool_size(),
         machine.instruction_count() as u32,
     );
-    let payload = minicbor::to_vec(ready).unwrap_or_default();
-    write_head(sink, READY, payload.len() as u64)?;
-    sink.write_all(&payload)?;
-    sink.flush()?;
-    drop(payload);
+    write_frame(sink, READY, &minicbor::to_vec(ready).unwrap_or_default())?;
+    let info = request_info(&identity.model_digest);
     while let Some((kind, size)) = read_head(source)? {
-        if kind != RUN && kind != RUN_TIMED {
-            skip(source, size)?;
-            write_error(sink, &Refusal::UnknownFrame { kind })?;
-            continue;
-        }
-        let expected = machine.input_size();
-        if size != expected {
-            skip(source, size)?;
-            write_error(
-                sink,
-                &Refusal::RequestSize {
-                    expected,
-                    actual: size,
-                },
-            )?;
-            continue;
-        }
-        machine.read_inputs(source)?;
-        if let Err(refusal) = machine.run(kind == RUN_TIMED) {
-            write_error(sink, &refusal)?;
-            if let Refusal::Index { .. } = refusal {
-                // The request's fault, not the model's: every run writes what it reads, so
-                // nothing of this one reaches the next.
-                continue;
+        match kind {
+            RUN | RUN_TIMED => {
+                if let Err(refusal) = answer(
+                    identity,
+                    &info,
+                    model,
+                    (size, kind == RUN_TIMED),
+                    source,
+                    sink,
+                )? {
+                    write_error(sink, &refusal)?;
+                    if refusal.code() != "request" {
+                        return Err(End::Refused(refusal));
+                    }
+                }
             }
-            return Err(End::Refused(refusal));
-        }
-        if kind == RUN_TIMED {
-            write_head(sink, TIMES, machine.instruction_count() as u64 * 8)?;
-            for time in machine.times() {
-                sink.write_all(&time.to_le_bytes())?;
+            EVIDENCE => answer_evidence(identity, size, source, sink)?,
+            _ => {
+                skip(source, size)?;
+                let refusal = match kind {
+                    KEY => Refusal::Unlocked,
+                    _ => Refusal::UnknownFrame { kind },
+                };
+                write_error(sink, &refusal)?;
             }
         }
-        write_head(sink, RESULT, machine.output_size())?;
-        machine.write_outputs(sink)?;
-        sink.flush()?;
     }
     Ok(())
 }
+
+fn request_info(digest: &[u8; DIGEST_SIZE]) -> [u8; REQUEST_INFO.len() + DIGEST_SIZE] {
+    let mut info = [0; REQUEST_INFO.len() + DIGEST_SIZE];
+    for (place, byte) in info.iter_mut().zip(REQUEST_INFO.iter().chain(digest)) {
+        *place = *byte;
+    }
+    info
+}
+
+/// Answers one sealed request; the inner error is for the host.
+fn answer(
+    identity: &Identity,
+    info: &[u8],
+    model: &mut Model,
+    (size, timed): (u64, bool),
+    source: &mut impl Read,
+    sink: &mut impl Write,
+) -> io::Result<Result<(), Refusal>> {
+    let most = PUBLIC_SIZE + TAG_SIZE + model.format.max_request_size();
+    let least = PUBLIC_SIZE + TAG_SIZE;
+    if size < least as u64 || size > most as u64 {
+        skip(source, size)?;
+        return Ok(Err(Refusal::RequestSize {
+            most: most as u64,
+            actual: size,
+        }));
+    }
+    let memory = model.machine.message();
+    let request = memory
+        .get_mut(FRONT..FRONT + size as usize)
+        .unwrap_or_default();
+    source.read_exact(request)?;
+    let opened = request
+        .split_first_chunk_mut::<PUBLIC_SIZE>()
+        .and_then(|(enc, sealed)| identity.keys.open(enc, info, &[], sealed))
+        .map(|(plain, exchange)| (plain.len(), exchange));
+    let Some((size, exchange)) = opened else {
+        return Ok(Err(Refusal::SealedRequest));
+    };
+    let content = match respond(model, size, timed) {
+        Ok(content) => content,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    if timed && content.ran {
+        sink.write_all(&head(TIMES, model.machine.instruction_count() as u64 * 8))?;
+        for time in model.machine.times() {
+            sink.write_all(&time.to_le_bytes())?;
+        }
+    }
+    match seal(&exchange, model.machine.message(), content.size) {
+        Some(frame) => {
+            sink.write_all(frame)?;
+            sink.flush()?;
+            Ok(Ok(()))
+        }
+        None => Ok(Err(Refusal::Abandoned)),
+    }
+}
+
+/// The content of a response in the message's memory.
+struct Content {
+    size: usize,
+    /// Whether a run went to its end.
+    ran: bool,
+}
+
+/// Replaces the opened request of `size` bytes in the message's memory by its response's content.
+/// Of the request, and of the outputs outside of the message, nothing is left.
+fn respond(model: &mut Model, size: usize, timed: bool) -> Result<Content, Refusal> {
+    let Model { machine, format } = model;
+    let memory = machine.message();
+    let content = memory.get_mut(CONTENT..).unwrap_or_default();
+    let plain = content.get_mut(..size).unwrap_or_default();
+    let read = format.read(plain);
+    let done = |size: Option<usize>, ran| {
+        size.map(|size| Content { size, ran })
+            .ok_or(Refusal::Abandoned)
+    };
+    let tensors = match read {
+        Ok(Request::Predict { tensors }) => tensors,
+        Ok(Request::Describe) => {
+            wipe(plain);
+            return done(format.write_description(content), false);
+        }
+        Err(wrong) => {
+            wipe(plain);
+            return done(message::write_wrong(&wrong, content), false);
+        }
+    };
+    machine.read_inputs(CONTENT + tensors);
+    wipe(
+        machine
+            .message()
+            .get_mut(CONTENT..CONTENT + size)
+            .unwrap_or_default(),
+    );
+    let ran = machine.run(timed);
+    let content = machine.message().get_mut(CONTENT..).unwrap_or_default();
+    let response = match ran {
+        Ok(()) => {
+            let written = format.write_outputs(content);
+            if let Some((_, tensors)) = written {
+                machine.write_outputs(CONTENT + tensors);
+            }
+            done(written.map(|(size, _)| size), true)
+        }
+        // The request's fault, not the model's: every run writes what it reads, so nothing of
+        // this one reaches the next.
+        Err(Refusal::Index { size }) => {
+            done(message::write_wrong(&Wrong::Index { size }, content), false)
+        }
+        Err(refusal) => Err(refusal),
+    };
+    machine.wipe();
+    response
+}
+
+/// Seals the first `size` bytes of content in place; the whole frame.
+fn seal<'m>(exchange: &Exchange, memory: &'m mut [u8], size: usize) -> Option<&'m [u8]> {
+    let end = CONTENT.checked_add(size)?.checked_add(TAG_SIZE)?;
+    let frame = memory.get_mut(HEAD..end)?;
+    let (start, rest) = frame.split_first_chunk_mut::<HEAD_SIZE>()?;
+    *start = head(RESULT, rest.len() as u64);
+    let (nonce, sealed) = rest.split_first_chunk_mut::<NONCE_SIZE>()?;
+    let (plain, tag) = sealed.split_last_chunk_mut::<TAG_SIZE>()?;
+    exchange.answer(RESPONSE_LABEL, nonce, plain, tag)?;
+    Some(frame)
+}
+
+#[cfg(test)]
+pub mod tests;

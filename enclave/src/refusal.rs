@@ -5,8 +5,10 @@ use core::fmt;
 /// Why an opening or a run was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The first frame was not a KEY of 32 bytes.
+    /// A KEY frame of another size than a sealed key's.
     KeyFrame,
+    /// The sealed key does not open.
+    SealedKey,
     /// The key does not derive the file's key check.
     WrongKey,
     Header(HeaderFault),
@@ -21,19 +23,35 @@ pub enum Refusal {
     Parameters {
         chunk: u32,
     },
-    /// A RUN frame's length is not the size of all inputs, in bytes.
+    /// A RUN frame larger or smaller than any sealed request, in bytes.
     RequestSize {
-        expected: u64,
+        most: u64,
+        actual: u64,
+    },
+    /// A sealed request does not open.
+    SealedRequest,
+    /// An EVIDENCE frame whose nonce is no verifier's.
+    NonceSize {
         actual: u64,
     },
     UnknownFrame {
         kind: u32,
     },
-    /// A gather's index lies outside `-size..size`.
+    /// A RUN before the KEY.
+    Locked,
+    /// A KEY after the KEY.
+    Unlocked,
+    /// The hardware, or who stands before it, gave no quote.
+    Quote {
+        what: &'static str,
+        errno: i32,
+    },
+    /// A gather's index lies outside `-size..size`; which one it is, is the sender's secret.
     Index {
-        value: i64,
         size: u64,
     },
+    /// The messages of the model would be absurdly large.
+    Messages,
     System {
         what: &'static str,
         errno: i32,
@@ -133,12 +151,18 @@ impl Refusal {
     /// The protocol's error code.
     pub fn code(&self) -> &'static str {
         match self {
-            Refusal::KeyFrame | Refusal::WrongKey => "key",
+            Refusal::KeyFrame | Refusal::SealedKey | Refusal::WrongKey => "key",
             Refusal::Header(_) => "header",
             Refusal::Program(_) => "program",
-            Refusal::Invalid { .. } => "invalid",
+            Refusal::Invalid { .. } | Refusal::Messages => "invalid",
             Refusal::Parameters { .. } => "parameters",
-            Refusal::RequestSize { .. } | Refusal::UnknownFrame { .. } => "request",
+            Refusal::RequestSize { .. }
+            | Refusal::SealedRequest
+            | Refusal::NonceSize { .. }
+            | Refusal::UnknownFrame { .. }
+            | Refusal::Locked
+            | Refusal::Unlocked => "request",
+            Refusal::Quote { .. } => "quote",
             Refusal::Index { .. } => "index",
             Refusal::System { .. }
             | Refusal::UnknownIsa
@@ -151,7 +175,12 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::KeyFrame => write!(f, "the first frame must be KEY with 32 bytes"),
+            Refusal::KeyFrame => write!(f, "a KEY frame must have the 80 bytes of a sealed key"),
+            Refusal::SealedKey => write!(
+                f,
+                "the sealed key does not open: it was sealed for another enclave or model, or \
+                 altered"
+            ),
             Refusal::WrongKey => {
                 write!(
                     f,
@@ -176,16 +205,27 @@ impl fmt::Display for Refusal {
                 f,
                 "parameter chunk {chunk} failed authentication: it was altered, or is another build's"
             ),
-            Refusal::RequestSize { expected, actual } => {
-                write!(
-                    f,
-                    "a request of {actual} bytes; the inputs are {expected} bytes"
-                )
+            Refusal::RequestSize { most, actual } => write!(
+                f,
+                "a sealed request of {actual} bytes; the largest this model takes has {most}"
+            ),
+            Refusal::SealedRequest => write!(
+                f,
+                "the request does not open: it was sealed for another enclave or model, or altered"
+            ),
+            Refusal::NonceSize { actual } => {
+                write!(f, "a nonce of {actual} bytes; it must have 16 to 64")
             }
             Refusal::UnknownFrame { kind } => write!(f, "a frame of unknown kind {kind}"),
-            Refusal::Index { value, size } => {
-                write!(f, "gather: index {value} is outside a dimension of {size}")
+            Refusal::Locked => write!(f, "a request before the model's key"),
+            Refusal::Unlocked => write!(f, "the model has its key already"),
+            Refusal::Quote { what, errno } => {
+                write!(f, "{what}: {}", std::io::Error::from_raw_os_error(*errno))
             }
+            Refusal::Index { size } => {
+                write!(f, "gather: an index lies outside a dimension of {size}")
+            }
+            Refusal::Messages => write!(f, "the inputs or outputs are absurdly large"),
             Refusal::System { what, errno } => {
                 write!(f, "{what}: {}", std::io::Error::from_raw_os_error(*errno))
             }

@@ -6,7 +6,7 @@ use crate::pool::Mapping;
 use crate::program::{DType, Program, TAG_SIZE};
 use crate::refusal::{HeaderFault, ProgramFault, Refusal};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::{constant_time, hkdf};
+use aws_lc_rs::{constant_time, digest, hkdf};
 use minicbor::{Decode, Decoder, Encode};
 use std::fs::File;
 use std::path::Path;
@@ -16,6 +16,8 @@ const MAGIC: [u8; 7] = *b"VESSEL\0";
 const VERSION: u8 = 1;
 const PREFIX_SIZE: u64 = 16;
 const CHUNK_ALIGNMENT: u64 = 64;
+/// Bytes of a model's digest.
+pub const DIGEST_SIZE: usize = 32;
 const MAX_HEADER_SIZE: u64 = 1 << 20;
 const MAX_PROGRAM_SIZE: u64 = 1 << 28;
 
@@ -53,9 +55,10 @@ pub struct Header {
 pub struct Sealed {
     mapping: Mapping,
     header: Header,
-    /// All bytes before the program, as they were when the header was read.
+    /// All bytes before the program.
     associated: Vec<u8>,
-    program_size: u64,
+    /// The encrypted program and its tag.
+    program: Zeroizing<Vec<u8>>,
 }
 
 /// A sealed file that its key has opened. Chunks are authenticated as they are read.
@@ -141,12 +144,16 @@ impl Sealed {
             let actual = mapping.size();
             return Err(Refusal::Header(HeaderFault::Sizes { expected, actual }));
         }
+        // Copied once: what is hashed, and told to verifiers, is what is opened later. The host
+        // may have changed the sizes since they were read; then the program, of which the bytes
+        // before it are associated data, does not authenticate.
         let mut associated = vec![0; (PREFIX_SIZE + header_size) as usize];
-        if !mapping.copy(0, &mut associated) {
+        let mut program = Zeroizing::new(vec![0; program_size as usize + TAG_SIZE]);
+        if !mapping.copy(0, &mut associated)
+            || !mapping.copy(PREFIX_SIZE + header_size, &mut program)
+        {
             return Err(Refusal::Header(HeaderFault::TooShort));
         }
-        // The host may have changed the sizes since they were read; then the program, of which
-        // these bytes are associated data, does not authenticate.
         let bytes = associated.get(PREFIX_SIZE as usize..).unwrap_or_default();
         let (header, consumed): (Header, usize) = decode(
             bytes,
@@ -160,12 +167,24 @@ impl Sealed {
             mapping,
             header,
             associated,
-            program_size,
+            program,
         })
     }
 
+    /// What the model is known by: SHA-256 of all of the file before its first chunk.
+    pub fn digest(&self) -> [u8; DIGEST_SIZE] {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(&self.associated);
+        context.update(&self.program);
+        let mut bytes = [0; DIGEST_SIZE];
+        for (place, byte) in bytes.iter_mut().zip(context.finish().as_ref()) {
+            *place = *byte;
+        }
+        bytes
+    }
+
     /// Derives the keys, opens the program and checks the file's length.
-    pub fn unlock(self, model_key: &[u8; 32]) -> Result<Opened, Refusal> {
+    pub fn unlock(mut self, model_key: &[u8; 32]) -> Result<Opened, Refusal> {
         let build_id = self.header.build_id;
         let mut key_check = [0u8; 16];
         derive(
@@ -177,17 +196,12 @@ impl Sealed {
         constant_time::verify_slices_are_equal(&key_check, &self.header.key_check)
             .map_err(|_| Refusal::WrongKey)?;
 
-        let program_start = self.associated.len() as u64;
-        let size = self.program_size as usize + TAG_SIZE;
-        let mut bytes = Zeroizing::new(vec![0; size]);
-        if !self.mapping.copy(program_start, &mut bytes) {
-            return Err(Refusal::Program(ProgramFault::Authentication));
-        }
+        let chunks_start = self.associated.len() as u64 + self.program.len() as u64;
         let plain = cipher(model_key, &build_id, b"vessels v1 program")?
             .open_in_place(
                 Nonce::assume_unique_for_key([0; 12]),
                 Aad::from(&self.associated),
-                &mut bytes,
+                &mut self.program,
             )
             .map_err(|_| Refusal::Program(ProgramFault::Authentication))?;
         let (program, consumed): (Program, usize) = decode(
@@ -195,7 +209,6 @@ impl Sealed {
             Refusal::Program(ProgramFault::Encoding),
             Refusal::Program(ProgramFault::NotCanonical),
         )?;
-        let chunks_start = program_start + size as u64;
         let padding = plain.get(consumed..).unwrap_or_default();
         if padding.len() as u64 >= CHUNK_ALIGNMENT
             || padding.iter().any(|&b| b != 0)

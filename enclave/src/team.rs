@@ -154,18 +154,27 @@ impl Team {
             body,
             threads: Vec::with_capacity(count - 1),
         };
+        // A thread that has come so far is set up: it needs no more of the system than to wait.
+        let (up, coming) = std::sync::mpsc::sync_channel(count);
         for index in 1..count {
             let shared = Arc::clone(&team.shared);
             let body = Arc::clone(&team.body);
+            let up = up.clone();
             let thread = std::thread::Builder::new()
                 .stack_size(STACK_SIZE)
-                .spawn(move || follow(&shared, &*body, index))
+                .spawn(move || {
+                    let _ = up.send(());
+                    drop(up);
+                    follow(&shared, &*body, index);
+                })
                 .map_err(|e| Refusal::System {
                     what: "starting a thread",
                     errno: e.raw_os_error().unwrap_or(0),
                 })?;
             team.threads.push(thread);
         }
+        drop(up);
+        coming.iter().for_each(drop);
         Ok(team)
     }
 

@@ -2,7 +2,9 @@
 
 use crate::kernels::Isa;
 use crate::machine::Machine;
+use crate::message::Format;
 use crate::program::{Chunk, DType, Instruction, Layout, Map, MapOp, Program, TAG_SIZE, View};
+use crate::protocol;
 use crate::refusal::Refusal;
 use crate::sealed::{Header, Opened, Port, Sealed, cipher, derive};
 use crate::validate::validate;
@@ -167,35 +169,80 @@ impl Model {
         file
     }
 
-    /// Seals, opens, validates and loads.
-    pub fn load(&self, isa: Isa, threads: usize) -> Result<Machine, Refusal> {
-        let opened = open(&self.seal(), &KEY)?;
-        let program = validate(opened.program, &opened.header)?;
-        Machine::load(
-            program,
-            opened.parameters,
-            isa,
-            threads,
-            &crate::pool::anonymous,
-        )
+    /// Seals, opens, validates and loads, with the form of its messages.
+    pub fn load(&self, isa: Isa, threads: usize) -> Result<protocol::Model, Refusal> {
+        load(&self.seal(), &KEY, isa, threads)
     }
 
     /// Outputs of one run for the bytes of all inputs.
     pub fn run(&self, inputs: &[u8], isa: Isa, threads: usize) -> Result<Vec<u8>, Refusal> {
-        let mut machine = self.load(isa, threads)?;
-        machine
-            .read_inputs(&mut &inputs[..])
-            .expect("inputs are long enough");
-        machine.run(false)?;
-        let mut outputs = vec![];
-        machine.write_outputs(&mut outputs).expect("writes");
-        Ok(outputs)
+        run(&mut self.load(isa, threads)?.machine, &self.program, inputs)
     }
 
     /// What the validator refuses, or `None`.
     pub fn fault(&self) -> Option<Refusal> {
         validate(self.program.clone(), &self.header()).err()
     }
+}
+
+/// Opens bytes as a sealed file, validates and loads.
+pub fn load(
+    file: &[u8],
+    key: &[u8; 32],
+    isa: Isa,
+    threads: usize,
+) -> Result<protocol::Model, Refusal> {
+    let opened = open(file, key)?;
+    let program = validate(opened.program, &opened.header)?;
+    let format = Format::new(&opened.header).expect("is not absurd");
+    let size = protocol::Model::message_size(&format);
+    let machine = Machine::load(
+        program,
+        opened.parameters,
+        isa,
+        threads,
+        size,
+        &crate::pool::anonymous,
+    )?;
+    Ok(protocol::Model { machine, format })
+}
+
+/// Bytes of a dense view.
+fn size_of(view: &View) -> usize {
+    view.shape.iter().product::<u32>() as usize * view.dtype.size() as usize
+}
+
+/// Outputs of one run for the bytes of all inputs, one after the other; more are ignored.
+pub fn run(machine: &mut Machine, program: &Program, inputs: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let (mut from, mut to) = (0, 0);
+    for size in program.inputs.iter().map(size_of) {
+        machine.message()[to..to + size].copy_from_slice(&inputs[from..from + size]);
+        from += size;
+        to += size.next_multiple_of(64);
+    }
+    machine.read_inputs(0);
+    machine.run(false)?;
+    machine.write_outputs(0);
+    let (mut outputs, mut at) = (vec![], 0);
+    for size in program.outputs.iter().map(size_of) {
+        outputs.extend(&machine.message()[at..at + size]);
+        at += size.next_multiple_of(64);
+    }
+    Ok(outputs)
+}
+
+/// The bytes whose hexadecimal digits are the first value of this name in a JSON text.
+pub fn hex_field(json: &str, name: &str) -> Vec<u8> {
+    let key = format!("\"{name}\": \"");
+    let start = json.find(&key).expect("has it") + key.len();
+    unhex(json[start..].split('"').next().expect("has an end"))
+}
+
+pub fn unhex(digits: &str) -> Vec<u8> {
+    (0..digits.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&digits[i..i + 2], 16).expect("is hexadecimal"))
+        .collect()
 }
 
 /// Opens bytes as a sealed file.

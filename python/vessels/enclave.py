@@ -1,7 +1,8 @@
 """Launching an enclave process and asking it for predictions.
 
 The process boundary is the trust boundary: everything here runs on the host and is not
-trusted. ``docs/protocol.md`` specifies what goes over the wire.
+trusted. ``docs/protocol.md`` specifies what goes over the wire; what is sealed in it,
+``docs/messages.md``.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from vessels.errors import (
     UsageError,
     VesselsError,
 )
-from vessels.memory import EnclaveMemory, enclave_memory
+from vessels.memory import EnclaveMemory, EnclaveMemoryFiles
 from vessels.ports import Port
-from vessels.seal import load_key, read_header
+from vessels.seal import KEY_SIZE, load_key, read_header
+from vessels.sealed_messages import SUITE, RequestSealer, response_size, seal_key
 
 log = logging.getLogger("vessels")
 
@@ -51,6 +53,8 @@ SIMULATION_NOTICE = (
 _FRAME = struct.Struct("<IQ")
 _SOCKET_BUFFER_SIZE = 4 << 20
 _CLOSE_TIMEOUT_SECONDS = 5.0
+_MAX_SMALL_FRAME_SIZE = 1 << 20
+_NONCE_SIZE = 32
 
 
 class _Kind(enum.IntEnum):
@@ -59,10 +63,12 @@ class _Kind(enum.IntEnum):
     KEY = 1
     RUN = 2
     RUN_TIMED = 3
+    EVIDENCE = 4
     READY = 16
     RESULT = 17
     TIMES = 18
     ERROR = 19
+    CLAIMS = 20
 
 
 _REFUSALS: Mapping[str, type[VesselsError]] = {
@@ -72,9 +78,11 @@ _REFUSALS: Mapping[str, type[VesselsError]] = {
     "invalid": SealedError,
     "parameters": SealedError,
     "request": RequestError,
-    "index": RequestError,
 }
 """Exceptions for the enclave's error codes; the others are :class:`EnclaveError`."""
+
+_GOES_ON = ("request", "quote")
+"""Error codes after which the enclave serves the next frame."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,23 @@ class Ready:
     isa: str
     pool_size: int
     instruction_count: int
+
+
+@dataclass(frozen=True)
+class EnclaveClaims:
+    """What an enclave says of itself, and what its platform signs of it.
+
+    ``tee`` is ``simulation``, ``sgx``, ``tdx`` or ``snp``; ``quote`` is ``None`` in a simulation,
+    whose quotes the host makes. The others are those of
+    :class:`vessels.attestation.evidence.Claims`.
+    """
+
+    tee: str
+    suite: bytes
+    public_key: bytes
+    model_digest: bytes
+    nonce: bytes
+    quote: bytes | None
 
 
 def find_enclave_binary() -> Path:
@@ -119,39 +144,38 @@ def find_enclave_binary() -> Path:
     )
 
 
-class Enclave:
+class EnclaveProcess:
     """A running enclave process with one sealed model; a context manager.
 
-    ``key`` is the 32-byte model key or a key file. ``threads`` may be fewer than the model was
+    It is the host's side: what it passes on is sealed. ``threads`` may be fewer than the model was
     planned for. ``command`` is what to start instead of the enclave binary: a program, and what
-    comes before the enclave's own arguments. Opening refuses an altered model
-    (:class:`SealedError`), a wrong key (:class:`KeyFileError`) and anything the process cannot
-    do (:class:`EnclaveError`).
+    comes before the enclave's own arguments. ``backend`` is ``simulation``, ``gramine`` or
+    ``native``; the enclave finds out whether it runs under Gramine if it is not given.
 
-    >>> with Enclave("resnet50.vessel", key="resnet50.key") as enclave:  # doctest: +SKIP
-    ...     outputs = enclave.run({"input": image})
+    Any thread may ask; one is answered at a time. Whatever fails but a refused request ends the
+    process, and raises :class:`SealedError` (the model was altered), :class:`KeyFileError` (a
+    wrong key) or :class:`EnclaveError` (the process cannot do it, or died).
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        key: bytes | str | Path,
         threads: int | None = None,
         command: Sequence[str] | None = None,
+        backend: str | None = None,
     ) -> None:
         self.path = Path(path)
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}; it must be at least 1.")
-        secret = key if isinstance(key, bytes) else load_key(Path(key))
-        if len(secret) != 32:
-            raise UsageError(f"a model key has 32 bytes, this one {len(secret)}.")
-        header = read_header(self.path)
-        self.inputs = Port.of(header.inputs)
-        self.outputs = Port.of(header.outputs)
+        self._threads = threads
+        outputs = read_header(self.path).outputs
+        self._largest_frame = max(_MAX_SMALL_FRAME_SIZE, response_size(outputs))
         command = [*(command or [str(find_enclave_binary())]), "--model", str(self.path)]
         if threads is not None:
             command += ["--threads", str(threads)]
+        if backend is not None:
+            command += ["--backend", backend]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_SIZE)
@@ -160,6 +184,7 @@ class Enclave:
         self._turn = threading.Lock()
         # What the process says to people; shown only when it fails.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        self._doing = "opening the model"
         try:
             self._process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors
@@ -170,43 +195,62 @@ class Enclave:
             raise EnclaveError(f"cannot start {command[0]}: {error.strerror or error}.") from error
         finally:
             theirs.close()
-        log.warning(SIMULATION_NOTICE)
-        self._doing = "opening the model"
-        with self._killed_on_failure():
-            self._send(_Kind.KEY, secret)
-            self.ready = Ready(*cbor2.loads(self._receive(_Kind.READY)))
-        if threads is not None and self.ready.thread_count < threads:
+        # It closes itself to others when it is first spoken to.
+        self._memory = EnclaveMemoryFiles(self._process.pid)
+
+    def claims(self, nonce: bytes) -> EnclaveClaims:
+        """What the enclave says of itself, with a fresh quote for ``nonce`` where there is one."""
+        with self._exchange("evidence"):
+            self._send(_Kind.EVIDENCE, nonce)
+            found = EnclaveClaims(*cbor2.loads(self._receive(_Kind.CLAIMS)))
+        if found.nonce != nonce:
+            raise EnclaveError("the enclave's claims are for another nonce.")
+        return found
+
+    def give_key(self, sealed: bytes) -> Ready:
+        """Unlock the model with its key, sealed for this enclave; then it answers requests."""
+        with self._exchange("opening the model"):
+            self._send(_Kind.KEY, sealed)
+            ready = Ready(*cbor2.loads(self._receive(_Kind.READY)))
+        if self._threads is not None and ready.thread_count < self._threads:
             log.warning(
                 "%s has room for %d threads, not %d: build it with more",
                 self.path,
-                self.ready.thread_count,
-                threads,
+                ready.thread_count,
+                self._threads,
             )
         _spread(self.pid)
+        return ready
+
+    def exchange(self, sealed: bytes) -> bytes:
+        """The sealed answer to a sealed request.
+
+        Raises :class:`RequestError` for one that the enclave cannot open; it stays usable.
+        """
+        with self._exchange("a prediction"):
+            self._send(_Kind.RUN, sealed)
+            return self._receive(_Kind.RESULT)
+
+    def exchange_timed(self, sealed: bytes) -> tuple[bytes, Array | None]:
+        """As :meth:`exchange`, and the nanoseconds of each instruction (uint64, ``[instruction]``).
+
+        There are no times where nothing was run to its end.
+        """
+        with self._exchange("a prediction"):
+            self._send(_Kind.RUN_TIMED, sealed)
+            kind, payload = self._receive_any(_Kind.TIMES, _Kind.RESULT)
+            if kind == _Kind.RESULT:
+                return payload, None
+            return self._receive(_Kind.RESULT), np.frombuffer(payload, dtype="<u8")
 
     @property
     def pid(self) -> int:
         """Process id of the enclave process."""
         return self._process.pid
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One prediction: all inputs by name to all outputs by name.
-
-        Raises :class:`RequestError` for inputs that do not fit, before anything is sent, and for
-        a run the enclave refuses; the enclave stays usable. Raises :class:`EnclaveError` when
-        the process dies.
-        """
-        return self._run(_Kind.RUN, inputs)[0]
-
-    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
-        """As :meth:`run`, and the nanoseconds of each instruction (uint64, ``[instruction]``)."""
-        outputs, times = self._run(_Kind.RUN_TIMED, inputs)
-        assert times is not None
-        return outputs, times
-
     def memory(self) -> EnclaveMemory:
         """Memory the process holds now."""
-        return enclave_memory(self.pid, self.path)
+        return self._memory.read(self.path)
 
     def kill(self) -> None:
         """End the process at once: a prediction under way in another thread fails."""
@@ -215,6 +259,7 @@ class Enclave:
     def close(self) -> None:
         """End the process; harmless when it has ended already."""
         self._socket.close()
+        self._memory.close()
         try:
             self._process.wait(_CLOSE_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -233,71 +278,54 @@ class Enclave:
     ) -> None:
         self.close()
 
-    def _run(
-        self, kind: _Kind, inputs: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], Array | None]:
-        if self._process.returncode is not None:
-            raise EnclaveError("this enclave has ended; start another.")
-        arrays = checked_inputs(inputs, self.inputs)
-        outputs = {p.name: np.empty(p.shape, p.dtype) for p in self.outputs}
-        times: Array | None = None
-        with self._turn, self._killed_on_failure():
-            self._doing = "a prediction"
-            self._send(kind, *(_bytes_of(a) for a in arrays))
-            if kind == _Kind.RUN_TIMED:
-                times = np.frombuffer(self._receive(_Kind.TIMES), dtype="<u8")
-            length = self._receive_header(_Kind.RESULT)
-            expected = sum(a.nbytes for a in outputs.values())
-            if length != expected:
-                self._broken(f"a result of {length} bytes where {expected} were due")
-            for array in outputs.values():
-                self._receive_into(_bytes_of(array))
-        return outputs, times
-
     @contextlib.contextmanager
-    def _killed_on_failure(self) -> Iterator[None]:
-        """An exchange that did not end leaves the wire in an unknown state: end the process.
+    def _exchange(self, doing: str) -> Iterator[None]:
+        """One exchange on the wire; if it does not end, the wire is in an unknown state.
 
-        A refused request is a whole exchange, after which the enclave goes on.
+        Then the process is ended. A refused request is a whole exchange, after which it goes on.
         """
-        try:
-            yield
-        except RequestError:
-            raise
-        except BaseException:
-            if self._process.poll() is None:
-                self._process.kill()
-            self.close()
-            raise
+        with self._turn:
+            if self._process.returncode is not None:
+                raise EnclaveError("this enclave has ended; start another.")
+            self._doing = doing
+            self._refused = False
+            try:
+                yield
+            except BaseException:
+                if self._refused:
+                    raise
+                if self._process.poll() is None:
+                    self._process.kill()
+                self.close()
+                raise
 
-    def _send(self, kind: _Kind, *payload: bytes | memoryview) -> None:
-        length = sum(len(p) for p in payload)
+    def _send(self, kind: _Kind, payload: bytes) -> None:
         # A process that refuses or dies stops reading: what it said is still to be received.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.sendall(_FRAME.pack(kind, length))
-            for part in payload:
-                self._socket.sendall(part)
+            self._socket.sendall(_FRAME.pack(kind, len(payload)))
+            self._socket.sendall(payload)
 
     def _receive(self, kind: _Kind) -> bytes:
-        payload = bytearray(self._receive_header(kind))
-        self._receive_into(memoryview(payload))
-        return bytes(payload)
+        return self._receive_any(kind)[1]
 
-    def _receive_header(self, expected: _Kind) -> int:
-        """The length of the next frame, which must be of kind ``expected`` or an ERROR."""
+    def _receive_any(self, *expected: _Kind) -> tuple[_Kind, bytes]:
+        """The next frame, which must be of an expected kind; an ERROR raises what it tells."""
         header = bytearray(_FRAME.size)
         self._receive_into(memoryview(header))
         kind, length = _FRAME.unpack(header)
-        if kind == _Kind.ERROR and length <= 1 << 20:
-            payload = bytearray(length)
-            self._receive_into(memoryview(payload))
+        if kind not in (*expected, _Kind.ERROR):
+            due = " or ".join(k.name for k in expected)
+            self._broken(f"frame kind {kind} where {due} was due")
+        if length > self._largest_frame:
+            self._broken(f"a frame of {length} bytes")
+        payload = bytearray(length)
+        self._receive_into(memoryview(payload))
+        if kind == _Kind.ERROR:
             code, message = cbor2.loads(payload)
+            self._refused = code in _GOES_ON
             refusal = _REFUSALS.get(code, EnclaveError)
             raise refusal(f"the enclave refused {self._doing} of {self.path} ({code}): {message}")
-        if kind != expected:
-            self._broken(f"frame kind {kind} where {expected.name} was due")
-        size: int = length
-        return size
+        return _Kind(kind), bytes(payload)
 
     def _receive_into(self, buffer: memoryview) -> None:
         while buffer:
@@ -332,6 +360,101 @@ class Enclave:
             f"the enclave process {how} during {self._doing} of {self.path}; there is no result."
             f"{tail}"
         )
+
+
+class Enclave:
+    """A running enclave process with one sealed model, in this program's own hands.
+
+    ``key`` is the 32-byte model key or a key file. ``threads`` may be fewer than the model was
+    planned for. ``command`` is what to start instead of the enclave binary: a program, and what
+    comes before the enclave's own arguments. Opening refuses an altered model
+    (:class:`SealedError`), a wrong key (:class:`KeyFileError`) and anything the process cannot
+    do (:class:`EnclaveError`).
+
+    Key and requests are sealed to the process's public key, as over a network. That key is not
+    attested: the process is a child of this one, and is not protected from it.
+
+    >>> with Enclave("resnet50.vessel", key="resnet50.key") as enclave:  # doctest: +SKIP
+    ...     outputs = enclave.run({"input": image})
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        key: bytes | str | Path,
+        threads: int | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        secret = key if isinstance(key, bytes) else load_key(Path(key))
+        if len(secret) != KEY_SIZE:
+            raise UsageError(f"a model key has {KEY_SIZE} bytes, this one {len(secret)}.")
+        header = read_header(Path(path))
+        self.inputs = Port.of(header.inputs)
+        self.outputs = Port.of(header.outputs)
+        self._process = EnclaveProcess(path, threads=threads, command=command)
+        self.path = self._process.path
+        log.warning(SIMULATION_NOTICE)
+        try:
+            claims = self._process.claims(os.urandom(_NONCE_SIZE))
+            if claims.suite != SUITE:
+                raise EnclaveError(f"the enclave uses HPKE suite {claims.suite.hex()}.")
+            sealed = seal_key(claims.public_key, claims.model_digest, secret)
+            self.ready = self._process.give_key(sealed)
+        except BaseException:
+            self.close()
+            raise
+        self._sealer = RequestSealer(claims.public_key, claims.model_digest)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the enclave process."""
+        return self._process.pid
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One prediction: all inputs by name to all outputs by name.
+
+        Raises :class:`RequestError` for inputs that do not fit, before anything is sent, and for
+        a run the enclave refuses; the enclave stays usable. Raises :class:`EnclaveError` when
+        the process dies.
+        """
+        request, opener = self._sealer.seal_predict(self._checked(inputs))
+        return opener.open(self._process.exchange(request))
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+        """As :meth:`run`, and the nanoseconds of each instruction (uint64, ``[instruction]``)."""
+        request, opener = self._sealer.seal_predict(self._checked(inputs))
+        sealed, times = self._process.exchange_timed(request)
+        outputs = opener.open(sealed)
+        assert times is not None
+        return outputs, times
+
+    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        arrays = checked_inputs(inputs, self.inputs)
+        return {p.name: a for p, a in zip(self.inputs, arrays, strict=True)}
+
+    def memory(self) -> EnclaveMemory:
+        """Memory the process holds now."""
+        return self._process.memory()
+
+    def kill(self) -> None:
+        """End the process at once: a prediction under way in another thread fails."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the process; harmless when it has ended already."""
+        self._process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def _spread(pid: int) -> None:
@@ -386,8 +509,3 @@ def checked_inputs(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> list
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def _bytes_of(array: Array) -> memoryview:
-    """The bytes of a C-contiguous array, without a copy."""
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

@@ -87,3 +87,32 @@ class AttestationError(VesselsError):
     """Evidence was refused; the message names each check that failed and what it saw."""
 
     exit_code = 9
+
+
+class KeyReleaseError(VesselsError):
+    """A key service gave no key: it is out of reach, or the model is unknown to it or revoked.
+
+    ``code`` is one of ``docs/key-release.md``; ``passing`` says that a later try may succeed.
+    """
+
+    exit_code = 10
+
+    def __init__(self, message: str, code: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.passing = passing
+
+
+class ServerError(VesselsError):
+    """A server cannot be reached, refused a request, or broke the protocol.
+
+    ``status`` is the HTTP status and ``code`` the server's own code (``docs/serving.md``), where
+    there was an answer. Neither is authentic: only what an enclave sealed is.
+    """
+
+    exit_code = 11
+
+    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code

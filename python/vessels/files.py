@@ -39,9 +39,10 @@ def _check_replaceable(path: Path) -> None:
         raise OutputError(f"cannot write {path}: it is a {kind}; name a file.")
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], None], *, private: bool = False) -> None:
     """Have ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
+    A ``private`` file is its owner's alone (mode 0600); else its mode is that of any new file.
     The temporary file keeps the suffix of ``path``, since libraries choose the format by it.
     Raises :class:`OutputError` when the folder is missing, full or read-only; nothing is then
     left behind, and a file that was at ``path`` is unchanged. Where ``path`` is a link, the file
@@ -68,9 +69,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             os.close(descriptor)
         # mkstemp makes files private to their owner; results are ordinary files.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        if not private:
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(

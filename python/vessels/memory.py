@@ -5,6 +5,7 @@ All figures are bytes and come from the kernel (``/proc``), not from the plan.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -35,20 +36,42 @@ class EnclaveMemory:
     sealed_mapped: int
 
 
-def enclave_memory(pid: int, model: Path) -> EnclaveMemory:
-    """Resident memory of process ``pid`` that has the sealed file ``model`` mapped.
+class EnclaveMemoryFiles:
+    """The kernel's account of a process's memory; to be closed.
 
-    ``Rss`` of ``smaps_rollup``, less ``Rss`` of the model's mappings in ``smaps``.
+    An enclave closes itself to others as soon as its host speaks to it. Who opened these files
+    before can read them as long as it lives.
     """
-    process = Path(f"/proc/{pid}")
-    try:
-        resident = _sum_rss(process.joinpath("smaps_rollup").read_text())
-        mapped = _mapped_rss(process.joinpath("smaps").read_text(), model)
-    except OSError as error:
-        raise VesselsError(
-            f"cannot read the memory of process {pid} in /proc: {error.strerror or error}."
-        ) from error
-    return EnclaveMemory(trusted=resident - mapped, sealed_mapped=mapped)
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._files: list[TextIO] = []
+        # Where there are none, or they are not this user's to read, there is no account.
+        with contextlib.suppress(OSError):
+            for name in ("smaps_rollup", "smaps"):
+                self._files.append(Path(f"/proc/{pid}/{name}").open())  # noqa: SIM115
+
+    def read(self, model: Path) -> EnclaveMemory:
+        """Resident memory of the process, which has the sealed file ``model`` mapped.
+
+        ``Rss`` of ``smaps_rollup``, less ``Rss`` of the model's mappings in ``smaps``. Raises
+        :class:`VesselsError` where the kernel does not tell.
+        """
+        try:
+            for file in self._files:
+                file.seek(0)
+            rollup, maps = (file.read() for file in self._files)
+            resident, mapped = _sum_rss(rollup), _mapped_rss(maps, model)
+        except (OSError, ValueError) as error:
+            raise VesselsError(
+                f"cannot read the memory of process {self._pid} in /proc: {error}."
+            ) from error
+        return EnclaveMemory(trusted=resident - mapped, sealed_mapped=mapped)
+
+    def close(self) -> None:
+        """Harmless when it is closed."""
+        for file in self._files:
+            file.close()
 
 
 def _sum_rss(text: str) -> int:

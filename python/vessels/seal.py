@@ -73,12 +73,13 @@ class Header:
         )
 
 
-def create_key(path: Path) -> bytes:
-    """A new random key, written to ``path`` (mode 0600); an existing file is never overwritten.
+def create_key(path: Path, key: bytes | None = None) -> bytes:
+    """``key``, or a new random one, written to ``path`` (mode 0600).
 
-    Raises :class:`KeyFileError` where there is one, :class:`OutputError` where none can be made.
+    Raises :class:`KeyFileError` where there is a file, which is never overwritten, and
+    :class:`OutputError` where none can be made.
     """
-    key = secrets.token_bytes(KEY_SIZE)
+    key = secrets.token_bytes(KEY_SIZE) if key is None else key
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -252,6 +253,15 @@ def open_sealed(path: Path, key: bytes) -> Program:
                     "the file is altered."
                 ) from None
         return program
+
+
+def opens(path: Path, key: bytes) -> bool:
+    """Whether ``key`` is that of the sealed model at ``path``, as its header tells.
+
+    Nothing is authenticated. Raises :class:`SealedError`, :class:`KeyFileError`.
+    """
+    header = read_header(path)
+    return hmac.compare_digest(_Keys.derive(key, header.build_id).check, header.key_check)
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -92,7 +92,6 @@ fn elements<T: Copy>(
             };
             if index < 0 || index >= parts.axis_length {
                 return Err(Refusal::Index {
-                    value,
                     size: parts.axis_length as u64,
                 });
             }

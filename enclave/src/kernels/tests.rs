@@ -440,10 +440,7 @@ fn gather_picks_along_each_axis() {
 fn gather_refuses_an_index_out_of_range() {
     for bad in [3, -4, i32::MAX, i32::MIN] {
         let (model, input) = gather_model(0, &[0, 1, 2, bad, 0, 0]);
-        let refusal = Refusal::Index {
-            value: bad.into(),
-            size: 3,
-        };
+        let refusal = Refusal::Index { size: 3 };
         assert_eq!(model.run(&input, isas()[0], 2), Err(refusal));
     }
 }

@@ -2,10 +2,8 @@
 
 use super::*;
 use crate::kernels::Isa;
-use crate::machine::Machine;
 use crate::program::{Instruction, Load};
-use crate::testing::{KEY, Model, bytes, floats, noise, open};
-use crate::validate::validate;
+use crate::testing::{KEY, Model, bytes, floats, load, noise};
 
 fn model() -> Model {
     let output = floats(0, &[48]);
@@ -25,19 +23,8 @@ fn model() -> Model {
 
 /// Opens, validates, loads and runs.
 fn run(file: &[u8], key: &[u8; 32]) -> Result<Vec<u8>, Refusal> {
-    let opened = open(file, key)?;
-    let program = validate(opened.program, &opened.header)?;
-    let mut machine = Machine::load(
-        program,
-        opened.parameters,
-        Isa::Portable,
-        1,
-        &crate::pool::anonymous,
-    )?;
-    machine.run(false)?;
-    let mut output = vec![];
-    machine.write_outputs(&mut output).expect("writes");
-    Ok(output)
+    let mut loaded = load(file, key, Isa::Portable, 1)?;
+    crate::testing::run(&mut loaded.machine, &model().program, &[])
 }
 
 #[test]

@@ -11,7 +11,8 @@ order of everything that is more than a few tiles apart. What it takes for grant
   they alternate; a memory too small for one step's pages misses more often than told here.
 * Ranges with less than a page between them, such as the taps of a window's row, are one range.
 * A streamed chunk is swept twice before it is used: copied into staging, then decrypted there.
-* Inputs arrive before the first instruction and outputs leave after the last, once each.
+* The request comes before the first instruction, the response after the last
+  (:mod:`~vessels.study.touches_messages`).
 * A ``gather`` by indices that are no constants counts through its axis.
 * Nothing else of the enclave's memory pages: the stack, the code, the table of zeros.
 """
@@ -34,13 +35,12 @@ from vessels.program import (
     Map,
     MatMul,
     Pool,
-    Port,
     Program,
     Reduce,
     Winograd,
 )
-from vessels.study import touches_elements, touches_images
-from vessels.study.touches import IO, Touches
+from vessels.study import touches_elements, touches_images, touches_messages
+from vessels.study.touches import Touches
 from vessels.study.touches_winograd import winograd
 
 Array = np.ndarray[Any, Any]
@@ -85,15 +85,8 @@ def page_trace(program: Program) -> Trace:
     """The touches of one prediction by one worker thread."""
     touches = Touches(program)
     count = len(program.instructions)
-    _ports(touches, REQUEST, program.inputs)
+    touches_messages.request(touches, REQUEST)
     for index, instruction in enumerate(program.instructions):
         _KERNELS[type(instruction)](touches, index, instruction)
-    _ports(touches, count, program.outputs)
+    touches_messages.response(touches, count)
     return Trace(*touches.finished(), count)
-
-
-def _ports(touches: Touches, instruction: int, ports: tuple[Port, ...]) -> None:
-    for number, port in enumerate(ports):
-        size = port.view.count * port.view.dtype.size
-        touches.add(IO, number, touches.address(port.view), size)
-    touches.flush(instruction)

@@ -1,0 +1,215 @@
+"""What a client does, without the doing: which messages go out, and what is made of the answers.
+
+:class:`~vessels.client.Client` and :class:`~vessels.client.AsyncClient` have one way of working and
+two ways of waiting. The way of working is here, as generators: each yields the steps that take
+time (:class:`Send`, :class:`Verify`, :class:`Attest`) and is sent their results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.parse
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from vessels.attestation import Evidence, Policy, VerifiedEvidence, new_nonce
+from vessels.attestation.evidence import MAX_SIZE
+from vessels.attestation.fetch import evidence_url
+from vessels.attestation.text import printable
+from vessels.enclave import Array, checked_inputs
+from vessels.errors import AttestationError, EnclaveError, ServerError
+from vessels.ports import Port
+from vessels.sealed_messages import SUITE, RequestSealer, ResponseOpener
+
+MEDIA_TYPE = "application/octet-stream"
+
+FRESH = timedelta(days=1)
+"""How long a verified enclave is used before it is asked for evidence again."""
+
+MAX_ERROR_SIZE = 1 << 16
+_MAX_DESCRIPTION_SIZE = 4 << 20
+_ROOM = 1 << 20
+"""For the names and shapes of an answer, and its seal."""
+
+# Codes of docs/serving.md.
+_UNKNOWN_MODEL = "unknown_model"
+_NOT_OPENED = "not_opened"
+_ENCLAVE_ENDED = "enclave_ended"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AttestedModel:
+    """A model in an enclave that was verified, with its interface as that enclave tells it."""
+
+    name: str
+    verified: VerifiedEvidence
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def is_current(self, now: datetime) -> bool:
+        """Whether what was verified still holds; later, evidence is to be asked for anew."""
+        quote = self.verified.quote
+        return now < min(quote.expires, quote.verified + FRESH)
+
+
+@dataclass(frozen=True)
+class Send:
+    """A request over HTTP. Its result is the body of a good answer, of ``limit`` bytes at most."""
+
+    method: str
+    url: str
+    limit: int
+    body: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Verify:
+    """A check of evidence, which may wait for collateral. Its result is the verified evidence."""
+
+    evidence: Evidence
+    nonce: bytes
+    model: str
+
+
+@dataclass(frozen=True)
+class Attest:
+    """The wish for an attested model: the one at hand, unless it is ``instead_of``, or a new one.
+
+    However many wish at once, one asks for evidence.
+    """
+
+    model: str
+    instead_of: AttestedModel | None = None
+
+
+Step = Send | Verify | Attest
+Work = Generator[Step, Any, T]
+
+
+class Exchanges:
+    """The work of a client of the server at ``url``, and the attested models it has at hand."""
+
+    def __init__(self, url: str, policy: Policy) -> None:
+        # Refuses what is no URL.
+        evidence_url(url, "", b"")
+        self.url = url.rstrip("/")
+        self.policy = policy
+        self._attested: dict[str, AttestedModel] = {}
+
+    def at_hand(self, wish: Attest) -> AttestedModel | None:
+        """What fulfils ``wish`` without any work. Refuses models that the policy does not name."""
+        if wish.model not in self.policy.models:
+            known = ", ".join(self.policy.models)
+            raise AttestationError(f"model: seen {wish.model!r:.80}, accepted {known}.")
+        found = self._attested.get(wish.model)
+        if found is wish.instead_of or found is None or not found.is_current(datetime.now(UTC)):
+            return None
+        return found
+
+    def attest(self, model: str) -> Work[AttestedModel]:
+        """Verify the enclave of ``model`` and ask it for the model's interface."""
+        nonce = new_nonce()
+        body = yield Send("GET", evidence_url(self.url, model, nonce), MAX_SIZE)
+        try:
+            verified = yield Verify(Evidence.decode(body), nonce, model)
+            claims = verified.claims
+            if claims.suite != SUITE:
+                raise AttestationError(f"suite: seen {claims.suite.hex()}, accepted {SUITE.hex()}.")
+        except AttestationError:
+            # What was accepted before is no longer.
+            self._attested.pop(model, None)
+            raise
+        try:
+            request, opener = RequestSealer(claims.public_key, claims.model_digest).seal_describe()
+        except EnclaveError as error:
+            raise ServerError(f"{self.url}: {error}") from error
+        answer = yield self._predict_step(model, request, _MAX_DESCRIPTION_SIZE)
+        inputs, outputs = self._open(opener, answer)
+        found = AttestedModel(model, verified, inputs, outputs)
+        self._attested[model] = found
+        return found
+
+    def predict(
+        self, model: str, inputs: Mapping[str, Array]
+    ) -> Work[tuple[dict[str, Array], AttestedModel]]:
+        """One prediction, and who gave it; once more if the enclave is another by now."""
+        attested = yield Attest(model)
+        try:
+            outputs = yield from self._predict(attested, inputs)
+        except ServerError as error:
+            if error.code == _ENCLAVE_ENDED:
+                self._forget(attested)
+            if error.code != _NOT_OPENED:
+                raise
+            renewed = yield Attest(model, instead_of=attested)
+            if renewed.verified.claims.public_key == attested.verified.claims.public_key:
+                raise
+            attested = renewed
+            outputs = yield from self._predict(attested, inputs)
+        return outputs, attested
+
+    def ready(self, model: str) -> Work[bool]:
+        """Whether the enclave of ``model`` is verified, and its server says it is ready."""
+        yield Attest(model)
+        try:
+            yield Send("GET", f"{self.url}/v2/models/{_quoted(model)}/ready", MAX_ERROR_SIZE)
+        except ServerError as error:
+            if error.status is None or error.code == _UNKNOWN_MODEL:
+                raise
+            return False
+        return True
+
+    def _predict(
+        self, attested: AttestedModel, inputs: Mapping[str, Array]
+    ) -> Work[dict[str, Array]]:
+        arrays = checked_inputs(inputs, attested.inputs)
+        named = {p.name: a for p, a in zip(attested.inputs, arrays, strict=True)}
+        claims = attested.verified.claims
+        request, opener = RequestSealer(claims.public_key, claims.model_digest).seal_predict(named)
+        size = sum(math.prod(p.shape) * p.dtype.itemsize + 64 for p in attested.outputs)
+        answer = yield self._predict_step(attested.name, request, size + _ROOM)
+        outputs = self._open(opener, answer)
+        found = [(n, a.dtype, a.shape) for n, a in outputs.items()]
+        if found != [(p.name, p.dtype, p.shape) for p in attested.outputs]:
+            raise ServerError(f"{self.url}: an answer has other outputs than the model.")
+        return outputs
+
+    def _open(self, opener: ResponseOpener[T], answer: bytes) -> T:
+        try:
+            return opener.open(answer)
+        except EnclaveError as error:
+            raise ServerError(f"{self.url}: {error}") from error
+
+    def _forget(self, attested: AttestedModel) -> None:
+        if self._attested.get(attested.name) is attested:
+            del self._attested[attested.name]
+
+    def _predict_step(self, model: str, request: bytes, limit: int) -> Send:
+        url = f"{self.url}/vessels/v1/models/{_quoted(model)}/predict"
+        return Send("POST", url, limit, request)
+
+
+def refused(url: str, status: int, body: bytes) -> ServerError:
+    """What an answer that is no good says; it may say anything."""
+    code, message = None, ""
+    try:
+        found = json.loads(body)["error"]
+        code, message = found["code"], found["message"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    code = code if isinstance(code, str) else None
+    said = f": {printable(message).rstrip('.')}" if message else ""
+    return ServerError(
+        f"{url} answered with HTTP {status}{f' ({printable(code)})' if code else ''}{said}.",
+        status=status,
+        code=code,
+    )
+
+
+def _quoted(model: str) -> str:
+    return urllib.parse.quote(model, safe="")

@@ -1,0 +1,258 @@
+"""What the network sees of a server: health, metrics, evidence, predictions.
+
+``docs/serving.md`` specifies the addresses. Bodies of predictions are sealed; the server bounds
+them, forwards them and cannot read them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from prometheus_client import exposition
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message
+
+from vessels.attestation.evidence import NONCE_SIZE
+from vessels.attestation.fetch import MEDIA_TYPE as EVIDENCE_TYPE
+from vessels.listening import TooLarge, TooSlow, is_surplus, read_body
+from vessels.serve.errors import ClientGoneError, Code, ServeError
+from vessels.serve.lane import Done
+from vessels.serve.limits import Limits
+from vessels.serve.logs import event, failure
+from vessels.serve.metrics import Metrics
+from vessels.serve.model import ServedModel
+
+SEALED_TYPE = "application/octet-stream"
+
+SMALLEST_REQUEST: Final = 32 + 16
+"""An encapsulated key and a tag."""
+
+_NONCE = re.compile(rf"[0-9a-fA-F]{{{2 * NONCE_SIZE}}}")
+
+T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass
+class Site:
+    """What one server serves."""
+
+    models: Mapping[str, ServedModel]
+    limits: Limits
+    metrics: Metrics
+    stopping: bool = field(default=False)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model answers predictions."""
+        return not self.stopping and all(m.ready for m in self.models.values())
+
+
+def make_app(site: Site) -> Starlette:
+    """The ASGI application of ``site``."""
+    handlers = _Handlers(site)
+    routes = [
+        ("/v2/health/live", handlers.live, "live", "GET"),
+        ("/v2/health/ready", handlers.ready, "ready", "GET"),
+        ("/v2/models/{name}/ready", handlers.model_ready, "model_ready", "GET"),
+        ("/metrics", handlers.metrics, "metrics", "GET"),
+        ("/vessels/v1/models", handlers.models, "models", "GET"),
+        ("/vessels/v1/models/{name}/evidence", handlers.evidence, "evidence", "GET"),
+        ("/vessels/v1/models/{name}/predict", handlers.predict, "predict", "POST"),
+    ]
+    return Starlette(
+        routes=[
+            Route(path, _answered(site, kind, call), methods=[method])
+            for path, call, kind, method in routes
+        ],
+        exception_handlers={HTTPException: _no_such},
+    )
+
+
+class _Handlers:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        site = self._site
+        states = {m.name: str(m.state) for m in site.models.values()}
+        body = {"ready": site.ready, "stopping": site.stopping, "models": states}
+        return JSONResponse(body, 200 if site.ready else 503)
+
+    async def model_ready(self, request: Request) -> Response:
+        model = self._model(request)
+        ready = model.ready and not self._site.stopping
+        body = {"name": model.name, "ready": ready, "state": str(model.state)}
+        return JSONResponse(body, 200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        encode, media_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        body = encode(self._site.metrics.registry)
+        return Response(body, headers={"content-type": media_type})
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"models": [m.as_json() for m in self._site.models.values()]})
+
+    async def evidence(self, request: Request) -> Response:
+        model = self._model(request)
+        self._refuse_when_stopping()
+        nonces = request.query_params.getlist("nonce")
+        if len(nonces) != 1 or not _NONCE.fullmatch(nonces[0]):
+            raise ServeError(
+                Code.MALFORMED, f"nonce must be given once, as {2 * NONCE_SIZE} hexadecimal digits."
+            )
+        evidence = await model.evidence(bytes.fromhex(nonces[0]))
+        return Response(evidence, media_type=EVIDENCE_TYPE, headers={"cache-control": "no-store"})
+
+    async def predict(self, request: Request) -> Response:
+        began = time.monotonic()
+        model = self._model(request)
+        self._refuse_when_stopping()
+        if not model.ready:
+            # Before the body is read, which the enclave-to-be could not open anyway.
+            raise ServeError(Code.NOT_READY, f"model {model.name} is {model.state}.")
+        media_type = request.headers.get("content-type", SEALED_TYPE)
+        if media_type.partition(";")[0].strip().lower() != SEALED_TYPE:
+            raise ServeError(Code.MEDIA_TYPE, f"a sealed request is {SEALED_TYPE}.")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise ServeError(Code.MEDIA_TYPE, "a sealed request has no content encoding.")
+        sealed = await _body(request, model.largest_request, self._site.limits)
+        if len(sealed) < SMALLEST_REQUEST:
+            raise ServeError(Code.MALFORMED, "this body is too short to be a sealed request.")
+        done = await _unless_gone(request, model.predict(sealed))
+        seconds = time.monotonic() - began
+        # Counted and logged when the answer is on its way.
+        asyncio.get_running_loop().call_soon(self._predicted, model, len(sealed), done, seconds)
+        return Response(done.value, media_type=SEALED_TYPE, headers={"cache-control": "no-store"})
+
+    def _predicted(
+        self, model: ServedModel, request_size: int, done: Done[bytes], seconds: float
+    ) -> None:
+        metrics = self._site.metrics
+        metrics.request_seconds.labels(model.name).observe(seconds)
+        metrics.waiting_seconds.labels(model.name).observe(done.waiting_seconds)
+        metrics.enclave_seconds.labels(model.name).observe(done.working_seconds)
+        event(
+            "predicted", model=model.name, request_size=request_size,
+            response_size=len(done.value), waiting_ms=_ms(done.waiting_seconds),
+            enclave_ms=_ms(done.working_seconds), ms=_ms(seconds),
+        )  # fmt: skip
+
+    def _model(self, request: Request) -> ServedModel:
+        model = self._site.models.get(request.path_params["name"])
+        if model is None:
+            raise ServeError(Code.UNKNOWN_MODEL, "no model of this name is served.")
+        return model
+
+    def _refuse_when_stopping(self) -> None:
+        if self._site.stopping:
+            raise ServeError(Code.STOPPING, "the server is being shut down.")
+
+
+def _answered(site: Site, kind: str, call: Endpoint) -> Endpoint:
+    """``call`` with its errors as answers, counted."""
+
+    async def endpoint(request: Request) -> Response:
+        name = request.path_params.get("name", "")
+        model = name if name in site.models else ""
+        try:
+            if is_surplus(request) and kind != "live":
+                raise ServeError(Code.OVERLOADED, "the server has too many connections.")
+            response = await call(request)
+            outcome = "ok"
+        except ServeError as error:
+            response, outcome = _refusal(error), str(error.code)
+        except ClientGoneError:
+            # Nobody reads it.
+            response, outcome = Response(status_code=499), "client_gone"
+        except asyncio.CancelledError:
+            if not site.stopping:
+                raise
+            ended = ServeError(Code.STOPPING, "the server has been shut down.")
+            response, outcome = _refusal(ended), str(ended.code)
+        except Exception as error:
+            failure("request_failed", error, kind=kind, model=model)
+            defect = ServeError(Code.INTERNAL, "the server failed; its log has more.")
+            response, outcome = _refusal(defect), str(defect.code)
+        site.metrics.requests.labels(model, kind, outcome).inc()
+        if outcome != "ok":
+            event(
+                "refused", level=logging.WARNING, kind=kind, model=model or None, outcome=outcome
+            )  # fmt: skip
+        return response
+
+    return endpoint
+
+
+async def _no_such(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals in the server's form."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        refusal = ServeError(Code.METHOD, "this address takes another method.")
+    elif error.status_code == 404:
+        refusal = ServeError(Code.NOT_FOUND, "there is nothing at this address.")
+    else:
+        refusal = ServeError(Code.MALFORMED, "this request cannot be read.")
+    response = _refusal(refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _refusal(error: ServeError) -> Response:
+    return JSONResponse(error.as_json(), error.status, headers=error.headers)
+
+
+async def _body(request: Request, most: int, limits: Limits) -> bytes:
+    """The whole body, which may have ``most`` bytes and takes the time that ``limits`` allow."""
+    declared = int(request.headers.get("content-length", most))
+    try:
+        return await read_body(request, most, limits.seconds_for(min(declared, most)))
+    except TooLarge:
+        raise ServeError(
+            Code.TOO_LARGE, f"a request of this model has at most {most} bytes."
+        ) from None
+    except TooSlow:
+        raise ServeError(Code.TOO_SLOW, "the body did not arrive in time.") from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+
+
+def _refuse_gone(message: Message) -> None:
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What ``work`` gives; it is given up when the client closes its connection first."""
+
+    async def gone() -> None:
+        while True:
+            _refuse_gone(await request.receive())
+
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            watcher.result()
+        return await task
+    finally:
+        task.cancel()
+        watcher.cancel()
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

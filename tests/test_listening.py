@@ -1,0 +1,71 @@
+"""Addresses to listen on, and what a server of ours holds open for nobody."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tests.keys import listening
+from vessels.errors import OutputError, UsageError
+from vessels.listening import Limits, bound_socket, parse_address, url_of
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8000", ("127.0.0.1", 8000)),
+        ("owner.example:0", ("owner.example", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8000", ":8000", "h:", "h:65536", "h:x", "::1:80", "[::1]", "http://h:80", "h: 80"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError, match="is no address to listen on"):
+        parse_address(text)
+
+
+def test_sockets() -> None:
+    with bound_socket("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        assert url_of(bound) == f"http://127.0.0.1:{port}"
+        assert url_of(bound, tls=True) == f"https://127.0.0.1:{port}"
+        with pytest.raises(OutputError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
+            bound_socket("127.0.0.1", port)
+        # Who connects before the server has started waits for it.
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    with pytest.raises(OutputError, match=r"cannot listen on no\.such\.host\.invalid:1: "):
+        bound_socket("no.such.host.invalid", 1)
+
+
+def test_an_answer_that_nobody_reads_is_given_up() -> None:
+    async def large(_: Request) -> Response:
+        return Response(bytes(64 << 20))
+
+    app = Starlette(routes=[Route("/", large), Route("/small", lambda _: Response("ok"))])
+    with listening(app, Limits(write_seconds=1.0)) as url:
+        address = httpx2.URL(url)
+        with socket.create_connection((address.host, address.port or 80), timeout=60) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            # Nothing is read; then what the kernel has kept, and no more.
+            time.sleep(3)
+            received = 0
+            try:
+                while part := client.recv(1 << 20):
+                    received += len(part)
+            except ConnectionResetError:
+                pass
+        assert received < 64 << 20
+        assert httpx2.get(f"{url}/small", timeout=60).text == "ok"

@@ -1,0 +1,238 @@
+"""``vessels serve`` as a process: its options, its signals, its log, and a real key service."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, Sealed
+from tests.serving import PATIENCE, until
+from vessels.attestation import Evidence, new_nonce
+from vessels.cli.serve import serve
+from vessels.errors import EnclaveError, KeyFileError, OutputError, SealedError, UsageError
+from vessels.sealed_messages import RequestSealer
+from vessels.serve.logs import Lines, Style
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+@dataclass
+class Command:
+    """A `vessels` command that runs, with its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Its log so far; a last line may be half."""
+        lines = self.log.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def happened(self, name: str) -> bool:
+        return any(e["event"] == name for e in self.events)
+
+    def await_event(self, name: str) -> dict[str, Any]:
+        until(lambda: self.happened(name) or self.process.poll() is not None, f"event {name}")
+        return next(e for e in self.events if e["event"] == name)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def command(log: Path, *arguments: object) -> Iterator[Command]:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'python'}{os.pathsep}{ROOT}"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vessels", *(str(a) for a in arguments)],
+            stdout=file, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+    try:
+        yield Command(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def served(tmp_path: Path, *arguments: object) -> Any:
+    log = tmp_path / "serve.log"
+    return command(log, "serve", *arguments, "--listen", "127.0.0.1:0", "--log", "json")
+
+
+def test_serves_until_it_is_told_to_stop(sealed: Sealed, tmp_path: Path) -> None:
+    with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
+        url = server.await_event("serving")["url"]
+        enclave = server.await_event("model_ready") and server.await_event("enclave_started")["pid"]
+        assert httpx2.get(f"{url}/v2/health/ready").json()["models"] == {"m": "ready"}
+        warnings = [e["message"] for e in server.events if e["event"] == "message"]
+        assert any("--insecure-key" in w for w in warnings)
+        assert any("does NOT protect" in w for w in warnings)
+        assert server.end() == 0
+        assert server.happened("stopped")
+        until(lambda: not Path(f"/proc/{enclave}").exists(), "the enclave to end")
+
+
+def test_its_enclaves_end_with_it(sealed: Sealed, tmp_path: Path) -> None:
+    with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
+        server.await_event("model_ready")
+        enclave = server.await_event("enclave_started")["pid"]
+        assert server.end(signal.SIGKILL) == -signal.SIGKILL
+        until(lambda: not Path(f"/proc/{enclave}").exists(), "the enclave to end")
+
+
+def test_a_second_signal_ends_it_at_once(sealed: Sealed, tmp_path: Path) -> None:
+    with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
+        url = server.await_event("serving")["url"]
+        server.await_event("model_ready")
+        enclave = server.await_event("enclave_started")["pid"]
+        os.kill(enclave, signal.SIGSTOP)
+        connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+        with connection:
+            connection.sendall(
+                b"GET /vessels/v1/models/m/evidence?nonce=%b HTTP/1.1\r\nHost: x\r\n\r\n"
+                % (b"00" * 32)
+            )
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGINT)
+            server.await_event("stopping")
+            time.sleep(0.3)
+            assert server.process.poll() is None
+            assert server.end(signal.SIGINT) == 0
+
+
+def test_the_log_holds_no_content(sealed: Sealed, tmp_path: Path) -> None:
+    image = np.load(sealed.image)
+    text = "a-marker-of-a-client"
+    with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
+        url = server.await_event("serving")["url"]
+        server.await_event("model_ready")
+        path = f"{url}/vessels/v1/models/m"
+        nonce = new_nonce().hex()
+        claims = Evidence.decode(httpx2.get(f"{path}/evidence?nonce={nonce}").content).claims
+        sealer = RequestSealer(claims.public_key, claims.model_digest)
+        body, opener = sealer.seal_predict({"image": image})
+        scores = opener.open(httpx2.post(f"{path}/predict", content=body).content)["scores"]
+        httpx2.post(f"{path}/predict", content=body[:-1])
+        # What a client puts into addresses and headers is nothing for a log either.
+        for odd in (f"/{text}", f"/v2/models/{text}/ready", f"/vessels/v1/models?{text}"):
+            httpx2.get(url + odd, headers={"User-Agent": text, "X-Vessels": text})
+        httpx2.post(f"{path}/predict", content=text.encode(), headers={"Content-Type": text})
+        assert server.end() == 0
+    said = server.log.read_bytes()
+    assert b"predicted" in said and b"not_opened" in said and b"unknown_model" in said
+    key = bytes.fromhex(sealed.key.read_text())
+    for secret in (image.tobytes()[:32], scores.tobytes(), key, body[:32], text.encode()):
+        for form in (secret, secret.hex().encode(), base64.b64encode(secret)[:-3]):
+            assert form not in said
+    for number in (*image.flat[:8], *scores.flat):
+        assert f"{number:.5f}".encode() not in said
+
+
+def test_a_defect_is_logged_without_its_message() -> None:
+    marker = "what-a-client-sent"
+    for style in Style:
+        try:
+            raise ValueError(marker)
+        except ValueError:
+            record = logging.LogRecord("x", logging.ERROR, "", 1, "it failed", (), sys.exc_info())
+        line = Lines(style).format(record)
+        assert "ValueError" in line and "test_serve_cli.py" in line and "it failed" in line
+        assert marker not in line
+
+
+@contextmanager
+def key_service(sealed: Sealed, tmp_path: Path, port: int) -> Iterator[Command]:
+    policy = tmp_path / "policy.toml"
+    with command(
+        tmp_path / "policy.log", "policy", "new", sealed.vessel, "-o", policy, "--name", "m",
+        "--insecure-simulation",
+    ) as made:  # fmt: skip
+        assert made.process.wait(PATIENCE) == 0, made.log.read_text()
+    with command(
+        tmp_path / f"keys-{time.monotonic_ns()}.log", "keys", "serve", "--policy", policy,
+        "--key", f"m={sealed.key}", "--listen", f"127.0.0.1:{port}", "--log", "json",
+    ) as service:  # fmt: skip
+        yield service
+
+
+def test_a_dead_key_service_and_its_revival(sealed: Sealed, tmp_path: Path) -> None:
+    port = free_port()
+    with served(tmp_path, sealed.vessel, "--keys", f"http://127.0.0.1:{port}") as server:
+        url = server.await_event("serving")["url"]
+        why = server.await_event("key_not_given")["why"]
+        assert "out of reach" in why
+        assert httpx2.get(f"{url}/v2/health/ready").status_code == 503
+        with key_service(sealed, tmp_path, port):
+            server.await_event("model_ready")
+            assert httpx2.get(f"{url}/v2/health/ready").status_code == 200
+        # A dead service is of no concern to an enclave that has its key.
+        assert httpx2.get(f"{url}/v2/health/ready").status_code == 200
+        assert server.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({}, UsageError, "give one"),
+        ({"keys": "http://x", "insecure_key": [Path("k")]}, UsageError, "give one"),
+        ({"keys": "ftp://x"}, UsageError, "no URL of a key service"),
+        ({"insecure_key": [Path("none.key")]}, KeyFileError, "no key file"),
+        ({"keys": "http://x", "listen": "80"}, UsageError, "no address"),
+        ({"keys": "http://x", "listen": "192.0.2.1:1"}, OutputError, "cannot listen"),
+        ({"keys": "http://x", "backend": "sgx"}, UsageError, "simulation, gramine or native"),
+        ({"keys": "http://x", "backend": "gramine"}, UsageError, "--manifest for m"),
+        ({"keys": "http://x", "backend": "gramine", "manifest": ["x=d"]}, UsageError, "x=d"),
+        ({"keys": "http://x", "backend": "gramine", "manifest": ["d"]}, EnclaveError, "no signed"),
+        ({"keys": "http://x", "manifest": ["d"]}, UsageError, "--backend gramine"),
+        ({"keys": "http://x", "tls_key": Path("k")}, UsageError, "go together"),
+        ({"keys": "http://x", "log": "xml"}, UsageError, "json or text"),
+        ({"keys": "http://x", "models": ["a b.vessel"]}, UsageError, "no name for a model"),
+        ({"keys": "http://x", "models": ["m.vessel", "x/m.vessel"]}, UsageError, "called 'm'"),
+        ({"keys": "http://x", "models": ["none.vessel"]}, SealedError, "cannot read"),
+    ],
+)  # fmt: skip
+def test_misuse(
+    sealed: Sealed, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        serve(**{"models": [str(sealed.vessel)], **options})
+
+
+def test_a_binary_that_is_missing(sealed: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESSELS_ENCLAVE", "/nowhere/vessels-enclave")
+    with pytest.raises(EnclaveError, match="VESSELS_ENCLAVE"):
+        serve([str(sealed.vessel)], insecure_key=[sealed.key])
+
+
+def test_an_address_that_is_taken(sealed: Sealed) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OutputError, match="cannot listen"):
+            serve([str(sealed.vessel)], insecure_key=[sealed.key], listen=address)

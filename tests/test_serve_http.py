@@ -1,0 +1,310 @@
+"""What strangers can say to a server, and that it goes on serving whatever they say."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import Sealed
+from tests.serving import PATIENCE, Running, error_of, one, post_head, rest, serving, until
+from vessels.serve.limits import Limits
+
+LIMITS = Limits(
+    connection_count=8, surplus_count=8, head_seconds=1.0, idle_seconds=2, body_seconds=1.0,
+    body_rate=1 << 30, write_seconds=1.0, shutdown_seconds=2.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def running(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        with serving({"m": sealed.vessel}, sealed.key, limits=LIMITS) as found:
+            found.await_ready()
+            yield found
+
+
+@pytest.fixture(autouse=True)
+def still_serves(running: Running) -> Iterator[None]:
+    """Whatever a test did, the server and its enclave are as they were."""
+    enclave = running.enclave
+    until(lambda: connections(running) == 0, "connections that are closed")
+    yield
+    until(lambda: httpx2.get(f"{running.url}/v2/health/ready").status_code == 200, "a ready server")
+    assert running.enclave == enclave
+
+
+def connections(running: Running) -> float:
+    return running.count("vessels_connections")
+
+
+def test_health_and_models(running: Running) -> None:
+    assert httpx2.get(f"{running.url}/v2/health/live").json() == {"live": True}
+    ready = httpx2.get(f"{running.url}/v2/health/ready")
+    assert ready.status_code == 200 and ready.json()["models"] == {"m": "ready"}
+    assert httpx2.get(f"{running.url}/v2/models/m/ready").json()["ready"] is True
+    [model] = httpx2.get(f"{running.url}/vessels/v1/models").json()["models"]
+    assert model["name"] == "m" and model["model_digest"] == running.served.digest.hex()
+
+
+def test_metrics_are_what_prometheus_reads(running: Running) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    text = httpx2.get(f"{running.url}/metrics").text
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert {"vessels_requests", "vessels_model_ready", "process_resident_memory_bytes"} <= names
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "not_found"),
+        ("GET", "/v2/models/other/ready", 404, "unknown_model"),
+        ("GET", "/vessels/v1/models/other/evidence?nonce=" + "00" * 32, 404, "unknown_model"),
+        ("POST", "/vessels/v1/models/other/predict", 404, "unknown_model"),
+        ("POST", "/vessels/v1/models/..%2fm/predict", 404, "not_found"),
+        ("GET", "/vessels/v1/models/m/predict", 405, "method"),
+        ("DELETE", "/vessels/v1/models/m/evidence", 405, "method"),
+        ("GET", "/vessels/v1/models/m/evidence", 400, "malformed"),
+        ("GET", "/vessels/v1/models/m/evidence?nonce=00", 400, "malformed"),
+        ("GET", "/vessels/v1/models/m/evidence?nonce=" + "xy" * 32, 400, "malformed"),
+        ("GET", "/vessels/v1/models/m/evidence?nonce=" + "00" * 33, 400, "malformed"),
+        ("GET", f"/vessels/v1/models/m/evidence?nonce={'00' * 32}&nonce={'00' * 32}", 400,
+         "malformed"),
+        ("POST", "/vessels/v1/models/m/predict", 400, "malformed"),
+    ],
+)  # fmt: skip
+def test_refusals(running: Running, method: str, path: str, status: int, code: str) -> None:
+    answer = httpx2.request(method, running.url + path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content-type": "application/json"}, {"content-encoding": "gzip"}]
+)
+def test_bodies_of_another_type(running: Running, headers: dict[str, str]) -> None:
+    answer = httpx2.post(f"{running.path}/predict", content=bytes(100), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "media_type")
+
+
+def test_a_body_of_nonsense_is_not_opened(running: Running) -> None:
+    answer = running.post(bytes(200))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_opened")
+
+
+def test_the_largest_request_is_known_from_the_model(running: Running) -> None:
+    most = running.served.largest_request
+    assert running.post(bytes(most)).json()["error"]["code"] == "not_opened"
+    answer = running.post(bytes(most + 1))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_large_body_is_refused_before_it_is_sent(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(post_head(running, 1 << 40, "Expect: 100-continue"))
+        assert error_of(one(connection)) == "too_large"
+
+
+def test_a_large_body_without_a_declared_size(running: Running) -> None:
+    part = bytes(1 << 16)
+    answer = httpx2.post(f"{running.path}/predict", content=(part for _ in range(100)))
+    assert answer.json()["error"]["code"] == "too_large"
+
+
+def test_a_refused_body_that_still_comes_is_read_for_a_while_only(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(post_head(running, 1 << 40) + bytes(1000))
+        assert error_of(one(connection)) == "too_large"
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            while time.monotonic() - began < PATIENCE:
+                connection.sendall(bytes(1 << 10))
+                time.sleep(0.05)
+        assert time.monotonic() - began < 5
+
+
+def test_after_a_refusal_the_connection_is_of_use(running: Running) -> None:
+    with httpx2.Client() as client:
+        for _ in range(3):
+            size = running.served.largest_request + 1
+            assert client.post(f"{running.path}/predict", content=bytes(size)).status_code == 413
+            assert client.get(f"{running.url}/v2/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\r\n\r\n\r\n\r\nGARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+        b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/x.y\r\nHost: x\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (1 << 20) + b"\r\n\r\n",
+        b"G" * (1 << 20),
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    ],
+)
+def test_what_is_no_http(running: Running, raw: bytes) -> None:
+    with running.connect() as connection:
+        try:
+            connection.sendall(raw)
+        except OSError:
+            # The server had seen enough.
+            return
+        said = rest(connection)
+    if said:
+        assert said.startswith(b"HTTP/1.1 400 ") and error_of(said) == "malformed"
+
+
+def test_a_chunk_that_is_none(running: Running) -> None:
+    head = post_head(running, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    assert b" 400 " in running.say(head + b"5\r\nhello\r\nnonsense\r\n\r\n").splitlines()[0]
+
+
+def test_a_chunk_that_is_none_after_the_answer(running: Running) -> None:
+    head = post_head(running, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    large = b"%x\r\n%b\r\n" % (1 << 20, bytes(1 << 20))
+    with running.connect() as connection:
+        connection.sendall(head + large)
+        assert error_of(one(connection)) == "too_large"
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert rest(connection) == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /metrics HTTP/1.0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"HEAD /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    ],
+)
+def test_rare_requests_are_answered(running: Running, head: bytes) -> None:
+    assert running.say(head).startswith(b"HTTP/1.1 ")
+
+
+def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
+    one = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    said = running.say(one * 50 + last)
+    assert said.count(b"HTTP/1.1 200 ") == 50 and b"not_found" in said.split(b"HTTP/1.1 ")[-1]
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /v2/he"])
+def test_a_slow_head_ends_the_connection(running: Running, begun: bytes) -> None:
+    began = time.monotonic()
+    with running.connect() as connection:
+        connection.sendall(begun)
+        assert rest(connection) == b""
+    assert time.monotonic() - began < 3
+
+
+def test_a_head_that_trickles_ends_the_connection(running: Running) -> None:
+    began = time.monotonic()
+    with running.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        while time.monotonic() - began < PATIENCE:
+            connection.sendall(b"X: y\r\n")
+            time.sleep(0.05)
+    assert time.monotonic() - began < 5
+
+
+def test_a_slow_body_is_refused(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(post_head(running, 1000) + b"begun")
+        assert error_of(rest(connection)) == "too_slow"
+
+
+def test_an_idle_connection_is_closed(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        began = time.monotonic()
+        assert rest(connection).startswith(b"HTTP/1.1 200 ")
+        assert 1 < time.monotonic() - began < 6
+
+
+def test_a_client_that_reads_nothing_is_given_up(running: Running) -> None:
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    with running.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            while time.monotonic() - began < PATIENCE:
+                try:
+                    connection.send(request * 100)
+                except BlockingIOError:
+                    time.sleep(0.02)
+    until(lambda: connections(running) == 0, "the connection to be given up")
+
+
+def test_half_closed_before_the_body_is_whole(running: Running) -> None:
+    gone = running.count("vessels_requests_total", model="m", kind="predict", outcome="client_gone")
+    with running.connect() as connection:
+        connection.sendall(post_head(running, 1000) + b"begun")
+        connection.shutdown(socket.SHUT_WR)
+        assert rest(connection) == b""
+    until(
+        lambda: running.count(
+            "vessels_requests_total", model="m", kind="predict", outcome="client_gone"
+        ) == gone + 1,
+        "the request to be given up",
+    )  # fmt: skip
+
+
+def test_too_many_connections(running: Running) -> None:
+    held = []
+    try:
+        for _ in range(LIMITS.connection_count):
+            held.append(running.connect())
+        until(lambda: connections(running) == LIMITS.connection_count, "connections to be accepted")
+        surplus = httpx2.get(f"{running.url}/v2/health/ready")
+        assert surplus.status_code == 503 and surplus.json()["error"]["code"] == "overloaded"
+        assert surplus.headers["retry-after"]
+        # Who watches over the server shall not think it dead.
+        assert httpx2.get(f"{running.url}/v2/health/live").status_code == 200
+        for _ in range(LIMITS.connection_count):
+            held.append(running.connect())
+        with running.connect() as closed:
+            assert rest(closed) == b""
+    finally:
+        for connection in held:
+            connection.close()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.tuples(
+            st.sampled_from([b"GET", b"POST", b"PUT", b"X"]),
+            st.sampled_from([b"/vessels/v1/models/m/predict", b"/v2/health/live", b"/%ff", b"*"]),
+            st.sampled_from([b"Content-Length: 60", b"Transfer-Encoding: chunked", b"X: y", b":"]),
+            st.binary(max_size=200),
+        ).map(lambda t: b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n%b" % t),
+    )
+)  # fmt: skip
+def test_any_bytes(running: Running, raw: bytes) -> None:
+    with running.connect() as connection:
+        connection.sendall(raw)
+        connection.shutdown(socket.SHUT_WR)
+        said = rest(connection)
+    assert not said or said.startswith(b"HTTP/1.1 ")
+    assert b" 500 " not in said.split(b"\r\n")[0]
