@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from vessels.cli.collateral import CollateralPath, Pccs, collateral_source
 from vessels.cli.common import err, out, print_json
 from vessels.errors import AttestationError, UsageError
 
@@ -34,13 +35,8 @@ def attest(
         str | None,
         typer.Option(metavar="HEX", help="For a file: the nonce that its evidence was asked with."),
     ] = None,
-    pccs: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Service of collateral. Default: Intel's."),
-    ] = None,
-    collateral: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Collateral from a file instead.")
-    ] = None,
+    pccs: Pccs = None,
+    collateral: CollateralPath = None,
     insecure_simulation: Annotated[
         bool,
         typer.Option(
@@ -53,17 +49,12 @@ def attest(
     ] = False,
 ) -> None:
     """Show what runs on a server, verified, and whether a policy accepts it."""
-    from vessels.attestation import CollateralFile, CollateralService, Policy, new_nonce
+    from vessels.attestation import Policy, new_nonce
     from vessels.attestation.fetch import fetch_evidence
 
     if policy is not None and insecure_simulation:
         raise UsageError("a policy says itself whether it trusts a simulation.")
-    if pccs is not None and collateral is not None:
-        raise UsageError("collateral is from --pccs or from --collateral, not both.")
-    source: CollateralSource = (
-        CollateralFile(collateral) if collateral is not None
-        else CollateralService() if pccs is None else CollateralService(pccs)
-    )  # fmt: skip
+    source = collateral_source(pccs, collateral)
     rules = None if policy is None else Policy.load(policy)
     asked = None if nonce is None else _hex(nonce)
     if "://" in server:

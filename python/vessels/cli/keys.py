@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from vessels.cli.collateral import CollateralPath, Pccs, collateral_source
 from vessels.cli.common import err, out, print_json
 from vessels.errors import KeyFileError, UsageError
 
@@ -209,12 +210,8 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option(metavar="FILE.pem", help="Speak TLS: its private key.")
     ] = None,
-    pccs: Annotated[
-        str | None, typer.Option(metavar="URL", help="Service of collateral. Default: Intel's.")
-    ] = None,
-    collateral: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Collateral from a file instead.")
-    ] = None,
+    pccs: Pccs = None,
+    collateral: CollateralPath = None,
     log: Annotated[
         str, typer.Option(metavar="text|json", help="How log lines on standard error look.")
     ] = "text",
@@ -223,7 +220,7 @@ def serve(
     import asyncio
     import resource
 
-    from vessels.attestation import CollateralFile, CollateralService, Policy, Verifier
+    from vessels.attestation import Policy, Verifier
     from vessels.keys.app import key_app
     from vessels.keys.release import KeyService
     from vessels.listening import (
@@ -240,18 +237,13 @@ def serve(
         raise UsageError(f"{log!r} is no form of log lines; write text or json.")
     if (tls_certificate is None) != (tls_key is None):
         raise UsageError("--tls-certificate and --tls-key go together.")
-    if pccs is not None and collateral is not None:
-        raise UsageError("collateral is from --pccs or from --collateral, not both.")
+    source = collateral_source(pccs, collateral)
     # A core dump would hold the keys.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     rules = Policy.load(policy)
     keys = _source(key or [], rules, store, identity, passphrase_file)
     bound = bound_socket(*parse_address(listen))
     use_server_log(Style(log))
-    source = (
-        CollateralFile(collateral) if collateral is not None
-        else CollateralService() if pccs is None else CollateralService(pccs)
-    )  # fmt: skip
     made = server(
         key_app(KeyService(Verifier(rules, source), keys)), Limits(),
         certificate=tls_certificate, private_key=tls_key,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vessels.cli.collateral import CollateralPath, Pccs, collateral_source
 from vessels.cli.common import err, out, parse_size
-from vessels.errors import UsageError, VesselsError
+from vessels.errors import VesselsError
 
 if TYPE_CHECKING:
-    from vessels.attestation import CollateralSource
     from vessels.client import AsyncClient
     from vessels.proxy.run import Addresses
 
@@ -42,13 +42,8 @@ def proxy(
             metavar="SIZE", parser=parse_size, help="Largest request taken. Default: 256MiB."
         ),
     ] = None,
-    pccs: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Service of collateral. Default: Intel's."),
-    ] = None,
-    collateral: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Collateral from a file instead.")
-    ] = None,
+    pccs: Pccs = None,
+    collateral: CollateralPath = None,
     insecure_network: Annotated[
         bool,
         typer.Option(
@@ -59,17 +54,12 @@ def proxy(
     ] = False,
 ) -> None:
     """Let local programs use a confidential server by the Open Inference Protocol v2."""
-    from vessels.attestation import CollateralFile, CollateralService, Policy
+    from vessels.attestation import Policy
     from vessels.client import AsyncClient
     from vessels.listening import parse_address
     from vessels.proxy.run import LARGEST_REQUEST, check_local, run_proxy
 
-    if pccs is not None and collateral is not None:
-        raise UsageError("collateral is from --pccs or from --collateral, not both.")
-    source: CollateralSource = (
-        CollateralFile(collateral) if collateral is not None
-        else CollateralService() if pccs is None else CollateralService(pccs)
-    )  # fmt: skip
+    source = collateral_source(pccs, collateral)
     rest = parse_address(listen)
     # Port 0 is any that is free.
     rpc = parse_address(listen_grpc) if listen_grpc else (rest[0], rest[1] and rest[1] + 1)
