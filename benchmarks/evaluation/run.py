@@ -36,8 +36,10 @@ NETWORKS = (
 
 _UNRELATED = frozenset(
     [
-        "attestation", "cli", "demo.py", "draw.py", "drawing.py", "maps.py", "network_plots.py",
-        "plots.py", "report.py", "svg.py", "tables.py", "wording.py",
+        "attestation", "cli", "client.py", "client_exchange.py", "demo.py", "demo_serving.py",
+        "draw.py", "drawing.py", "elf.py", "gramine.py", "keys", "listening.py", "maps.py",
+        "network_plots.py", "plots.py", "proxy", "report.py", "secrecy.py", "serve", "svg.py",
+        "tables.py", "wording.py",
     ]
 )  # fmt: skip
 """Code that shows results, or is not run by a study, and so cannot change what it finds."""
