@@ -10,10 +10,11 @@ RUST := Cargo.toml Cargo.lock $(shell find enclave epc packaging -name '*.rs' -o
 export VESSELS_ENCLAVE := $(CURDIR)/$(ENCLAVE)
 export VESSELS_EPC := $(CURDIR)/target/release/vessels-epc
 
-.PHONY: help setup build demo demo-serving check test test-all bench evaluation lock clean
+.PHONY: help setup build demo demo-serving check test test-all bench evaluation evaluation-serving \
+	chaos lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 setup: $(VENV)/.installed ## virtual environment with everything, and this package, in it
 
@@ -61,6 +62,12 @@ bench: $(VENV)/.installed $(ENCLAVE) ## the speed table, against ONNX Runtime
 
 evaluation: $(VENV)/.installed $(ENCLAVE) ## the study of the whole zoo; writes docs/evaluation.md
 	$(BIN)/python -m benchmarks.evaluation
+
+evaluation-serving: $(VENV)/.installed $(ENCLAVE) ## clients, models, overload; writes docs/evaluation-serving.md
+	$(BIN)/python -m benchmarks.serving_evaluation
+
+chaos: $(VENV)/.installed $(ENCLAVE) ## ten minutes of kills under load
+	$(BIN)/python -m benchmarks.chaos
 
 lock: ## resolve requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv

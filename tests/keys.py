@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from starlette.applications import Starlette
 from tests.attestation import ENCLAVE, policy
 from vessels.attestation import Claims, Evidence, Policy
 from vessels.attestation.simulation import Enclave, Platform, SimulationRoot
-from vessels.listening import Limits, bound_socket, serve_until_signal, server, url_of
+from vessels.listening import Limits, bound_socket, run_loop, serve_until_signal, server, url_of
 
 SUITE = bytes.fromhex("002000010002")
 DIGEST = bytes(range(100, 132))
@@ -58,7 +57,7 @@ def listening(app: Starlette, limits: Limits | None = None) -> Iterator[str]:
     ends: list[Callable[[], None]] = []
     made = server(app, limits or Limits(), grace_seconds=1)
     thread = threading.Thread(
-        target=lambda: asyncio.run(serve_until_signal(made, bound, stop=ends.append))
+        target=lambda: run_loop(serve_until_signal(made, bound, stop=ends.append))
     )
     thread.start()
     try:

@@ -34,8 +34,8 @@ _TAG = 16
 class Parts:
     """A sealed file taken apart: what its author chose, before encryption.
 
-    ``header`` is ``[build_id, key_check, pool_size, thread_count, inputs, outputs]`` and
-    ``program`` the program's CBOR fields; ``padding`` is the zeros behind it.
+    ``header`` is ``[build_id, key_check, slot_size, rungs, rung, thread_count, inputs, outputs]``
+    and ``program`` the program's CBOR fields; ``padding`` is the zeros behind it.
     """
 
     header: list[Any]
@@ -66,7 +66,7 @@ class Parts:
         encoded = cbor2.dumps(self.header, canonical=True) if header is None else header
         plain = cbor2.dumps(self.program, canonical=True) if program is None else program
         plain += self.padding
-        public = b"VESSEL\0\x01" + b"".join(
+        public = b"VESSEL\0\x02" + b"".join(
             size.to_bytes(4, "little") for size in (len(encoded), len(plain))
         )
         public += encoded
@@ -94,6 +94,14 @@ def vectors() -> dict[str, tuple[str, bytes, bytes]]:
     def with_header(index: int, value: Any) -> Parts:
         return replace(parts, header=[*parts.header[:index], value, *parts.header[index + 1 :]])
 
+    none, whole = parts.header[3]
+
+    def with_rungs(rungs: list[list[int]]) -> bytes:
+        return with_header(3, rungs).padded().file()
+
+    def with_order(order: list[int]) -> bytes:
+        return replace(parts, program=[*parts.program[:5], order]).padded().file()
+
     def with_chunk_size(size: int) -> bytes:
         program = cbor2.loads(cbor2.dumps(parts.program))
         program[3][0][0] = size
@@ -101,7 +109,7 @@ def vectors() -> dict[str, tuple[str, bytes, bytes]]:
         return replace(parts, program=program, chunks=chunks).padded().file()
 
     encoded_program = cbor2.dumps(parts.program, canonical=True)
-    name, dtype, shape = parts.header[4][0]
+    name, dtype, shape = parts.header[6][0]
     swapped = [parts.chunks[1], parts.chunks[0], *parts.chunks[2:]]
     unknown = cbor2.loads(cbor2.dumps(parts.program))
     unknown[4][0][0] = 99
@@ -112,21 +120,23 @@ def vectors() -> dict[str, tuple[str, bytes, bytes]]:
         "truncated-program": ("S1", good[: chunks_start - 1]),
         "empty": ("S2", b""),
         "magic": ("S2", b"v" + good[1:]),
-        "version": ("S3", good[:7] + b"\x02" + good[8:]),
+        "version": ("S3", good[:7] + b"\x01" + good[8:]),
         "header-not-cbor": ("S4", parts.file(header=b"\xff" * header_size)),
         "header-not-canonical": ("S4", parts.file(header=_spelled_long(parts.header))),
         "header-build-id-short": ("S4", with_header(0, bytes(31)).file()),
         "header-same-names": (
             "S4",
-            with_header(4, [[name, dtype, shape], [name, dtype, shape]]).file(),
+            with_header(6, [[name, dtype, shape], [name, dtype, shape]]).file(),
         ),
+        "header-number": ("S4", with_header(2, 1 << 64).padded().file()),
+        "header-rank": ("S4", with_header(6, [[name, dtype, [1] * 9]]).padded().file()),
         "wrong-key": ("S5", good),
         "header-build-id": ("S5", _changed(good, good.index(parts.header[0], 16))),
         "program-bit": ("S6", _changed(good, program_start + 5)),
         "program-tag": ("S6", _changed(good, chunks_start - 1)),
-        "header-pool-size": (
+        "header-slot-size": (
             "S6",
-            _with_public(good, cbor2.dumps(with_header(2, parts.header[2] + 64).header)),
+            _with_public(good, cbor2.dumps(with_header(2, parts.header[2] - 64).header)),
         ),
         "header-name": ("S6", _changed(good, good.index(name.encode(), 16))),
         "mixed-builds": (
@@ -144,10 +154,16 @@ def vectors() -> dict[str, tuple[str, bytes, bytes]]:
         "padding-misaligned": ("S8", _with_padding(parts, lambda p: p[1:])),
         "truncated-chunk": ("S9", good[:-1]),
         "trailing-byte": ("S9", good + b"\0"),
-        "disagree-pool": ("S10", with_header(2, parts.header[2] + 64).padded().file()),
+        "program-order-missing": ("S7", with_order([0])),
+        "program-order-twice": ("S7", with_order([0, 0, 1])),
+        "disagree-slot": ("S10", with_header(2, parts.header[2] + 64).padded().file()),
+        "disagree-threads": ("S10", with_header(5, parts.header[5] + 1).padded().file()),
+        "disagree-rung-resident": ("S10", with_rungs([none, [2, 64, 0]])),
+        "disagree-rung-staging": ("S10", with_rungs([[0, 0, 64], whole])),
+        "disagree-rung-count": ("S10", with_rungs([none, [3, *whole[1:]]])),
         "disagree-shape": (
             "S10",
-            with_header(4, [[name, dtype, [shape[0] + 1, *shape[1:]]]]).padded().file(),
+            with_header(6, [[name, dtype, [shape[0] + 1, *shape[1:]]]]).padded().file(),
         ),
         "chunk-size-zero": ("S11", with_chunk_size(0)),
         "chunk-size-odd": ("S11", with_chunk_size(len(parts.chunks[0]) - 1)),
@@ -157,6 +173,13 @@ def vectors() -> dict[str, tuple[str, bytes, bytes]]:
             "S12",
             replace(parts, chunks=[others.chunks[0], *parts.chunks[1:]]).file(),
         ),
+        "ladder-empty": ("S13", with_rungs([])),
+        "ladder-long": ("S13", with_rungs([[n, 0, 0] for n in range(65)])),
+        "ladder-default": ("S13", with_header(4, 2).padded().file()),
+        "ladder-descending": ("S13", with_rungs([whole, none])),
+        "ladder-odd": ("S13", with_rungs([none, [2, whole[1] + 4, 0]])),
+        "ladder-absurd": ("S13", with_rungs([none, [2, 1 << 41, 0]])),
+        "ladder-threads": ("S13", with_header(5, 0).padded().file()),
     }
     return {
         vector: (rule, file, OTHER_KEY if vector == "wrong-key" else KEY)

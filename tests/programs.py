@@ -38,6 +38,7 @@ from vessels.program import (
     PoolLayout,
     Port,
     Program,
+    Rung,
     View,
     Winograd,
     align,
@@ -124,7 +125,7 @@ class Sheet:
         return reference.run(program, self.feeds)
 
     def plan(self) -> Plan:
-        """All buffers one after the other; every third layer's chunks are resident."""
+        """All buffers one after the other; of every third layer the chunks are fixed."""
         offsets: dict[Buffer, int] = {}
         io_size = _place([p.view.buffer for p in (*self._inputs, *self._outputs)], offsets, 0)
         used = [v.buffer for i in self.instructions for v in (*i.reads, *i.writes)]
@@ -159,17 +160,17 @@ class Sheet:
                 at += size if resident is not None else 0
                 chunks.append(Chunk(size, resident, b""))
                 sources.append((source, index))
-        layout = PoolLayout(
-            io_size=io_size,
-            arena_size=arena_size,
-            resident_size=at - io_size - arena_size,
-            staging_size=max((c.size for c in chunks if c.resident_offset is None), default=0),
-            thread_count=THREADS,
+        order = [i for i, c in enumerate(chunks) if c.resident_offset is None]
+        sizes = [chunks[i].size for i in order]
+        fixed_size = at - io_size - arena_size
+        rungs = tuple(
+            Rung(count, fixed_size + sum(sizes[:count]), max(sizes[count:], default=0))
+            for count in sorted({0, len(order) // 2, len(order)})
         )
         program = Program(
-            layout, tuple(self._inputs), tuple(self._outputs), tuple(chunks),
-            tuple(instructions), offsets,
-        )  # fmt: skip
+            PoolLayout(io_size, arena_size, fixed_size, 0, THREADS), tuple(self._inputs),
+            tuple(self._outputs), tuple(chunks), tuple(instructions), offsets, tuple(order), rungs,
+        ).at(0)  # fmt: skip
         check(program)
         return Plan(
             name="sheet",
@@ -229,9 +230,9 @@ class SealedSheet:
         return cls(sheet, path, key, sheet.expected())
 
     @contextmanager
-    def enclave(self, threads: int) -> Iterator[vessels.Enclave]:
+    def enclave(self, threads: int, slots: int = 1) -> Iterator[vessels.Enclave]:
         """A process that has opened it."""
-        with vessels.Enclave(self.path, key=self.key, threads=threads) as enclave:
+        with vessels.Enclave(self.path, key=self.key, threads=threads, slots=slots) as enclave:
             yield enclave
 
     def check(self, threads: int) -> None:
@@ -240,3 +241,22 @@ class SealedSheet:
             for _ in range(2):
                 wrong = self.sheet.differences(enclave.run(self.sheet.feeds), self.wanted)
                 assert not wrong, "\n".join(wrong)
+
+    def check_batches(self, threads: int, slots: int) -> None:
+        """Batches of every size give what lone runs do, to the bit, each request for itself."""
+        feeds = [
+            {name: np.roll(array, 7 * i) for name, array in self.sheet.feeds.items()}
+            for i in range(slots)
+        ]
+        with self.enclave(threads) as enclave:
+            alone = [_bytes(enclave.run(f)) for f in feeds]
+        with self.enclave(threads, slots) as enclave:
+            for count in {slots, 1 + slots // 2, 1}:
+                outputs = enclave.run_batch(feeds[-count:])
+                for found, wanted in zip(outputs, alone[-count:], strict=True):
+                    wrong = [n for n, value in _bytes(found).items() if value != wanted[n]]
+                    assert not wrong, (count, wrong)
+
+
+def _bytes(outputs: dict[str, Array]) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in outputs.items()}

@@ -225,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif host.instead is not None:
             self._answer(*host.instead)
         elif (answer := host.enclave.exchange(body)) is None:
-            self._refuse(409, "not_opened")
+            self._refuse(421, "not_opened")
         else:
             self._answer(200, host.alter_answer(answer))
 

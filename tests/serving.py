@@ -10,9 +10,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,15 @@ import httpx2
 
 from vessels.attestation import Evidence, new_nonce
 from vessels.enclave import Array
-from vessels.listening import bound_socket, url_of
+from vessels.errors import VesselsError
+from vessels.listening import bound_socket, run_loop, url_of
+from vessels.schedule.model import Machine
 from vessels.sealed_messages import RequestSealer, ResponseOpener
-from vessels.serve.app import Site
+from vessels.serve.app import DEADLINE_HEADER, ENVIRONMENT_HEADER, Site
 from vessels.serve.backends import Backend, Simulation
+from vessels.serve.config import ModelSettings
+from vessels.serve.environment import Environment, Tools, identity_of
+from vessels.serve.host import Host
 from vessels.serve.keys import InsecureKeyFiles, KeySource
 from vessels.serve.limits import Limits
 from vessels.serve.metrics import Metrics
@@ -42,30 +47,63 @@ def until(true: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+@dataclass(frozen=True)
+class Served:
+    """One model as its host sees it."""
+
+    host: Host
+    name: str
+
+    @property
+    def ready(self) -> bool:
+        return self.host.is_serving(self.name)
+
+    @property
+    def waiting(self) -> int:
+        return self.host.waiting(self.name)
+
+    @property
+    def digest(self) -> bytes:
+        return self.host.models[self.name].build.digest
+
+    @property
+    def largest_request(self) -> int:
+        return self.host.models[self.name].build.largest_request
+
+    @property
+    def environment(self) -> Environment:
+        """The latest that has a process."""
+        return [e for e in self.host.environments(self.name) if e.pid is not None][-1]
+
+
 @dataclass
 class Running:
-    """A server that runs; ``model`` is the name of its first model."""
+    """A server that runs; ``model`` is the name of its first model.
+
+    ``failures`` is how it ended, if not as it should.
+    """
 
     url: str
     address: tuple[str, int]
     site: Site
     stop: Callable[[], None]
     model: str
+    failures: list[VesselsError] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         return f"{self.url}/vessels/v1/models/{self.model}"
 
     @property
-    def served(self) -> ServedModel:
-        return self.site.models[self.model]
+    def served(self) -> Served:
+        return Served(self.site.host, self.model)
 
     @property
     def enclave(self) -> int:
         """Process id of the enclave of the first model."""
-        running = self.served._running
-        assert running is not None
-        return running.process.pid
+        pid = self.served.environment.pid
+        assert pid is not None
+        return pid
 
     def await_ready(self) -> None:
         until(lambda: self.served.ready, "an enclave that serves")
@@ -81,11 +119,17 @@ class Running:
         claims = self.evidence().claims
         return RequestSealer(claims.public_key, claims.model_digest).seal_predict(inputs)
 
-    def post(self, body: bytes) -> httpx2.Response:
-        return httpx2.post(
-            f"{self.path}/predict", content=body, timeout=PATIENCE,
-            headers={"Content-Type": "application/octet-stream"},
-        )  # fmt: skip
+    def post(
+        self, body: bytes, *, key: bytes | None = None, deadline_ms: int | None = None
+    ) -> httpx2.Response:
+        """The answer to a sealed request, which names the environment that has ``key``."""
+        headers = {"Content-Type": "application/octet-stream"}
+        if key is not None:
+            headers[ENVIRONMENT_HEADER] = identity_of(key)
+        if deadline_ms is not None:
+            headers[DEADLINE_HEADER] = str(deadline_ms)
+        path = f"{self.path}/predict"
+        return httpx2.post(path, content=body, timeout=PATIENCE, headers=headers)
 
     def count(self, name: str, **labels: str) -> float:
         """A metric, as a scraper reads it."""
@@ -159,32 +203,32 @@ def post_head(running: Running, size: int, *more: str) -> bytes:
 
 @contextmanager
 def serving(
-    models: Mapping[str, Path],
+    models: Mapping[str, Path] | Sequence[ModelSettings],
     keys: KeySource | Path,
     *,
     limits: Limits | None = None,
     backend: Backend | None = None,
+    epc_size: int | None = None,
 ) -> Iterator[Running]:
-    """A server of ``models`` on a free port; it is ended, and its enclaves with it."""
+    """A server of ``models`` on a free port; it is ended, and its enclaves with it.
+
+    Models given by name have all the time there is: enclaves are stopped in tests.
+    """
     source = InsecureKeyFiles.load([keys]) if isinstance(keys, Path) else keys
     bounds = limits or Limits()
-    metrics = Metrics()
     launcher = backend or Simulation()
-    site = Site(
-        {
-            name: ServedModel(
-                name, path, backend=launcher, keys=source, limits=bounds, metrics=metrics
-            )
-            for name, path in models.items()
-        },
-        bounds,
-        metrics,
-    )
+    tools = Tools(launcher, source, bounds, Metrics())
+    machine = Machine(len(os.sched_getaffinity(0)), epc_size)
+    if isinstance(models, Mapping):
+        models = [ModelSettings(n, path, deadline=PATIENCE) for n, path in models.items()]
+    served = [ServedModel(m, backend=launcher, limits=bounds, machine=machine) for m in models]
+    site = Site(Host(served, machine, tools), bounds, tools.metrics)
     bound = bound_socket("127.0.0.1", 0)
     address = bound.getsockname()
     url = url_of(bound)
     started = threading.Event()
     ends: list[Callable[[], None]] = []
+    failures: list[VesselsError] = []
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -196,12 +240,15 @@ def serving(
             ends.append(end_soon)
             loop.call_soon(started.set)
 
-        await serve(site, bound, stop=keep)
+        try:
+            await serve(site, bound, stop=keep)
+        except VesselsError as error:
+            failures.append(error)
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread = threading.Thread(target=lambda: run_loop(run()))
     thread.start()
     assert started.wait(PATIENCE)
-    running = Running(url, address, site, ends[0], next(iter(models)))
+    running = Running(url, address, site, ends[0], models[0].name, failures)
     try:
         until(lambda: _lives(url), "a server that answers")
         yield running

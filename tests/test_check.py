@@ -121,6 +121,34 @@ def resident(*offsets: int) -> Change:
     return apply
 
 
+def optional_chunk(program: Program) -> Program:
+    """Adds one that no instruction reads, to the end of the order."""
+    order = (*program.order, len(program.chunks))
+    chunks = (*program.chunks, Chunk(64, None, b""))
+    return replace(program, chunks=chunks, order=order, rungs=program.rungs[:1])
+
+
+def straddling(program: Program) -> Program:
+    """Reads the last bytes of the slot, and the first of the constants behind it."""
+    size = 1 << 20
+    rungs = tuple(replace(r, resident_size=r.resident_size + size) for r in program.rungs)
+    fixed = Chunk(size, program.layout.resident_offset, b"")
+    grown = replace(program, rungs=rungs, chunks=(*program.chunks, fixed))
+    placed = replace(grown, layout=replace(program.layout, resident_size=size))
+    return moved(operand(Conv, "input"), lambda p: p.layout.slot_size - 64)(placed)
+
+
+def rung(number: int, **fields: int) -> Change:
+    """Other figures of a rung."""
+
+    def apply(program: Program) -> Program:
+        rungs = list(program.rungs)
+        rungs[number] = replace(rungs[number], **fields)
+        return replace(program, rungs=tuple(rungs))
+
+    return apply
+
+
 def without_first_writer(program: Program) -> Program:
     index = first(program, Map)
     return with_instructions(
@@ -149,8 +177,9 @@ VECTORS: dict[str, tuple[str, Change]] = {
     "view-below": ("V6", moved(operand(Map, "output"), lambda p: -64)),
     "write-resident": ("V6", moved(operand(Map, "output"), lambda p: p.layout.resident_offset)),
     "read-staging": ("V6", moved(operand(Conv, "input"), lambda p: p.layout.staging_offset)),
+    "view-straddles": ("V6", straddling),
     "port-outside": ("V7", lambda p: replace(p, inputs=(Port("in", workspace(p)),))),
-    "chunk-unused": ("V8", lambda p: replace(p, chunks=(*p.chunks, Chunk(64, None, b"")))),
+    "chunk-unused": ("V8", optional_chunk),
     "read-unwritten": ("V9", without_first_writer),
     "read-overwritten": (
         "V9",
@@ -189,6 +218,16 @@ VECTORS: dict[str, tuple[str, Change]] = {
     "cut-winograd-panels": ("V14", change(Winograd, cut=lambda c: replace(c, panels_per_chunk=2))),
     "workspace-small": ("V14", change(Winograd, workspace=view(shape=(99,), strides=(1,)))),
     "tile-block": ("V14", change(Winograd, tile_block=33)),
+    "order-missing": ("V15", lambda p: replace(p, order=p.order[1:])),
+    "order-twice": ("V15", lambda p: replace(p, order=(*p.order, p.order[0]))),
+    "order-outside": ("V15", lambda p: replace(p, order=(*p.order, len(p.chunks)))),
+    "rung-none": ("V16", lambda p: replace(p, rungs=())),
+    "rung-default": ("V16", lambda p: replace(p, rung=len(p.rungs))),
+    "rung-order": ("V16", lambda p: replace(p, rungs=p.rungs[::-1])),
+    "rung-count": ("V16", rung(-1, resident_count=10_000)),
+    "rung-resident": ("V16", rung(-1, resident_size=64)),
+    "rung-staging": ("V16", rung(0, staging_size=1 << 20)),
+    "rung-other": ("V16", lambda p: replace(p, rung=1)),
 }
 
 

@@ -133,6 +133,9 @@ def test_bench_has_a_row_for_each_mode_and_thread_count(vessels: Run, sealed: Se
     ]  # fmt: skip
     for row in rows:
         assert row["ratio"] == pytest.approx(row["vessels_ms"] / row["onnxruntime_ms"])
+        # The parts of a whole, but for the opening of the answer and the clock's noise.
+        assert 0 < row["enclave_ms"] < 2 * row["vessels_ms"]
+        assert 0 < row["sealing_ms"] < 2 * row["vessels_ms"]
         assert row["pool_size"] > 0 and row["enclave_trusted_memory"] > 0
         assert row["onnxruntime_memory"] > 0
 

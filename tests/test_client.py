@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,14 @@ from tests.sealed_double import Host, compute, error_body, example_inputs, runni
 from vessels import client_exchange
 from vessels.client import AsyncClient, AttestedModel, Client
 from vessels.client_exchange import Attest, refused
-from vessels.errors import AttestationError, PolicyError, RequestError, ServerError, UsageError
+from vessels.errors import (
+    AttestationError,
+    DeadlineError,
+    PolicyError,
+    RequestError,
+    ServerError,
+    UsageError,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -40,7 +48,7 @@ class Asynchronous:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.inner, name)
-        return lambda *args: self._runner.run(method(*args))
+        return lambda *args, **options: self._runner.run(method(*args, **options))
 
     def __enter__(self) -> Asynchronous:
         return self
@@ -141,10 +149,10 @@ def test_another_enclave_is_attested_and_asked_again(host: Host, kind: Kind) -> 
 def test_an_enclave_that_opens_nothing_is_asked_once(host: Host, kind: Kind) -> None:
     with kind(host.url, policy=host.policy()) as client:
         client.describe("m")
-        host.instead = 409, error_body("not_opened")
-        with pytest.raises(ServerError, match=r"HTTP 409 \(not_opened\)") as caught:
+        host.instead = 421, error_body("not_opened")
+        with pytest.raises(ServerError, match=r"HTTP 421 \(not_opened\)") as caught:
             client.predict("m", example_inputs())
-        assert caught.value.code == "not_opened" and caught.value.status == 409
+        assert caught.value.code == "not_opened" and caught.value.status == 421
         assert len(host.headers_seen) <= 3
 
 
@@ -292,6 +300,33 @@ def test_a_server_that_is_silent(host: Host, kind: Kind) -> None:
         host.enclave.model = wait
         with pytest.raises(ServerError, match="did not answer in time"):
             client.predict("m", example_inputs())
+    going_on.set()
+
+
+def test_requests_name_their_enclave_and_their_deadline(host: Host, kind: Kind) -> None:
+    with kind(host.url, policy=host.policy()) as client:
+        client.predict("m", example_inputs())
+        client.predict("m", example_inputs(), timeout=20.0)
+    named = hashlib.sha256(host.enclave.public_key).hexdigest()[:16]
+    assert [h["vessels-environment"] for h in host.headers_seen] == [named] * 3
+    times = [h.get("vessels-deadline-ms") for h in host.headers_seen]
+    assert times[:2] == [None, None] and times[2] is not None and 1_000 < int(times[2]) <= 20_000
+
+
+def test_an_answer_that_comes_too_late(host: Host, kind: Kind) -> None:
+    going_on = threading.Event()
+
+    def wait(inputs: dict[str, Array]) -> dict[str, Array]:
+        going_on.wait(30)
+        return compute(inputs)
+
+    with kind(host.url, policy=host.policy()) as client:
+        client.describe("m")
+        with pytest.raises(DeadlineError, match="no answer before the deadline"):
+            client.predict("m", example_inputs(), timeout=0.0)
+        host.enclave.model = wait
+        with pytest.raises(DeadlineError, match="no answer before the deadline"):
+            client.predict("m", example_inputs(), timeout=0.3)
     going_on.set()
 
 

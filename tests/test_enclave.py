@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 
 import vessels
 from tests.conftest import Sealed
+from vessels.enclave_process import EnclaveProcess, find_enclave_binary
 from vessels.errors import EnclaveError, KeyFileError, RequestError, SealedError, UsageError
+from vessels.seal import load_key
+from vessels.sealed_messages import RequestSealer, seal_key
 
 
 def expected(sealed: Sealed, image: np.ndarray) -> np.ndarray:
@@ -172,3 +176,77 @@ def test_threads_of_the_caller_take_turns(sealed: Sealed) -> None:
             caller.join()
     for index, image in enumerate(images):
         np.testing.assert_allclose(results[index], expected(sealed, image), rtol=1e-4, atol=1e-5)
+
+
+def batch_images(sealed: Sealed, count: int) -> list[np.ndarray]:
+    image = np.load(sealed.image)
+    return [image * np.float32(1 - 0.3 * i) for i in range(count)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_predicts_what_lone_requests_do(sealed: Sealed, threads: int) -> None:
+    images = batch_images(sealed, 5)
+    with vessels.Enclave(sealed.vessel, key=sealed.key, threads=threads) as enclave:
+        alone = [enclave.run({"image": image})["scores"] for image in images]
+        assert enclave.ready.slot_count == 1
+        pool_size = enclave.ready.pool_size
+    with vessels.Enclave(sealed.vessel, key=sealed.key, threads=threads, slots=5) as enclave:
+        assert enclave.ready.slot_count == 5
+        assert enclave.ready.pool_size > pool_size
+        for count in (5, 2, 1, 0, 3):
+            outputs = enclave.run_batch([{"image": image} for image in images[:count]])
+            assert [o["scores"].tobytes() for o in outputs] == [s.tobytes() for s in alone[:count]]
+        assert enclave.run({"image": images[2]})["scores"].tobytes() == alone[2].tobytes()
+        assert enclave.memory().trusted <= enclave.ready.pool_size + (6 << 20)
+
+
+def test_a_request_that_does_not_open_touches_no_other_of_its_batch(sealed: Sealed) -> None:
+    images = batch_images(sealed, 3)
+    with EnclaveProcess(sealed.vessel, slots=4) as process:
+        claims = process.claims(os.urandom(32))
+        process.give_key(seal_key(claims.public_key, claims.model_digest, load_key(sealed.key)))
+        sealer = RequestSealer(claims.public_key, claims.model_digest)
+        right = [sealer.seal_predict({"image": image}) for image in images]
+        requests = [request for request, _ in right]
+        altered = requests[1][:-1] + bytes([requests[1][-1] ^ 1])
+        wrong = sealer.seal_predict({"image": images[0][:, :2]})
+        for _ in range(2):
+            answers = process.exchange_batch([requests[0], altered, wrong[0], requests[2]])
+            assert isinstance(answers[1], RequestError)
+            for (_, opener), answer, image in zip(
+                (right[0], right[2]), (answers[0], answers[3]), (images[0], images[2]), strict=True
+            ):
+                assert isinstance(answer, bytes)
+                scores = opener.open(answer)["scores"]
+                np.testing.assert_allclose(scores, expected(sealed, image), rtol=1e-4, atol=1e-5)
+            assert isinstance(answers[2], bytes)
+            with pytest.raises(RequestError, match="M9"):
+                wrong[1].open(answers[2])
+        with pytest.raises(UsageError, match="4 slots"):
+            process.exchange_batch(requests * 2)
+        assert all(isinstance(a, bytes) for a in process.exchange_batch(requests))
+
+
+def test_an_altered_model_ends_a_batch(sealed: Sealed, tmp_path: Path) -> None:
+    content = bytearray(sealed.vessel.read_bytes())
+    content[-100] ^= 1
+    altered = tmp_path / "altered.vessel"
+    altered.write_bytes(content)
+    images = [{"image": image} for image in batch_images(sealed, 3)]
+    with vessels.Enclave(altered, key=sealed.key, slots=3) as enclave:
+        with pytest.raises(SealedError, match="chunk"):
+            enclave.run_batch(images)
+        with pytest.raises(EnclaveError, match="ended"):
+            enclave.run_batch(images)
+
+
+@pytest.mark.parametrize("slots", [0, 65])
+def test_slots_that_cannot_be(sealed: Sealed, slots: int) -> None:
+    with pytest.raises(UsageError, match="slots"):
+        vessels.Enclave(sealed.vessel, key=sealed.key, slots=slots)
+
+
+@pytest.mark.parametrize("slots", ["0", "65", "-1", "two", ""])
+def test_the_process_refuses_slots_that_cannot_be(sealed: Sealed, slots: str) -> None:
+    command = [str(find_enclave_binary()), "--model", str(sealed.vessel), "--slots", slots]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 64

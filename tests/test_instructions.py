@@ -566,6 +566,12 @@ def test_instructions(
         raise
 
 
+@pytest.mark.parametrize(("threads", "slots"), [(1, 8), (2, 5), (THREADS, 2)])
+@pytest.mark.parametrize("name", SHEETS)
+def test_batches(sealed: Callable[[str], SealedSheet], name: str, threads: int, slots: int) -> None:
+    sealed(name).check_batches(threads, slots)
+
+
 @pytest.mark.parametrize("threads", [1, THREADS])
 def test_an_index_out_of_range_refuses_that_run_alone(tmp_path: Path, threads: int) -> None:
     sheet = Sheet()

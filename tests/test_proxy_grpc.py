@@ -86,7 +86,7 @@ def test_predictions(client: Any, host: Host) -> None:
     wanted = [tritonclient.grpc.InferRequestedOutput(n) for n in ("flags2", "sum")]
     some = client.infer(
         "m", tensors(tritonclient.grpc, inputs), model_version=host.digest.hex(), outputs=wanted,
-        priority=1, timeout=10, compression_algorithm="gzip",
+        priority=1, timeout=30_000_000, compression_algorithm="gzip",
     )  # fmt: skip
     check(some, {n: expected[n] for n in ("flags2", "sum")})
     assert [o.name for o in some.get_response().outputs] == ["flags2", "sum"]
@@ -183,6 +183,18 @@ def test_requests_that_are_refused(proxy: Addresses, host: Host) -> None:
         assert caught.value.code() == code.UNIMPLEMENTED
         # After all of this it still answers.
         stub.ModelInfer(typed(example_inputs()))
+
+
+def test_deadlines(client: Any, host: Host) -> None:
+    client.infer("m", tensors(tritonclient.grpc, example_inputs()), client_timeout=30)
+    assert 1_000 < int(host.headers_seen[-1]["vessels-deadline-ms"]) <= 30_000
+    client.infer("m", tensors(tritonclient.grpc, example_inputs()), timeout=20_000_000)
+    assert 1_000 < int(host.headers_seen[-1]["vessels-deadline-ms"]) <= 20_000
+    client.infer("m", tensors(tritonclient.grpc, example_inputs()))
+    assert "vessels-deadline-ms" not in host.headers_seen[-1]
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer("m", tensors(tritonclient.grpc, example_inputs()), timeout=1)
+    assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,15 @@ def test_requests_that_are_refused(web: httpx2.Client, host: Host) -> None:
     assert web.post(INFER, content=good, headers={HEADER_LENGTH: length}).status_code == 200
 
 
+def test_deadlines(web: httpx2.Client, host: Host) -> None:
+    request = as_json(example_inputs())
+    for timeout, status in ((20_000_000, 200), (0, 200), (1, 504), ("1", 400), (True, 400)):
+        answer = web.post(INFER, json=request | {"parameters": {"timeout": timeout}})
+        assert answer.status_code == status, answer.text
+    times = [h.get("vessels-deadline-ms") for h in host.headers_seen[-2:]]
+    assert times[0] is not None and 1_000 < int(times[0]) <= 20_000 and times[1] is None
+
+
 @pytest.mark.parametrize(
     ("instead", "status"),
     [

@@ -67,7 +67,7 @@ class Parts:
     header_bytes: bytes | None = None
     program_bytes: bytes | None = None
     padding: bytes | None = None
-    prefix: bytes = field(default=b"VESSEL\0\x01")
+    prefix: bytes = field(default=b"VESSEL\0\x02")
 
     @classmethod
     def of(cls, file: bytes) -> Parts:
@@ -184,12 +184,14 @@ VECTORS: dict[str, tuple[str, Callable[[bytes, bytes], bytes]]] = {
         edit(lambda p: setattr(p, "header_bytes", not_canonical(cbor2.dumps(p.header)))),
     ),
     "header-build-id-short": ("S4", edit(lambda p: put(p.header, 0, BUILD[:31]))),
-    "header-same-names": ("S4", edit(lambda p: put(p.header, 4, p.header[4] * 2))),
+    "header-same-names": ("S4", edit(lambda p: put(p.header, 6, p.header[6] * 2))),
+    "header-number": ("S4", edit(lambda p: put(p.header, 2, 1 << 64))),
+    "header-rank": ("S4", edit(lambda p: put(p.header[6][0], 2, [1] * 9))),
     "wrong-key": ("S5", lambda g, o: g),
     "header-build-id": ("S5", flip(lambda g: 16 + 10)),
     "program-bit": ("S6", flip(lambda g: program_at(g) + 5)),
     "program-tag": ("S6", flip(lambda g: chunks_at(g) - 1)),
-    "header-pool-size": ("S6", lambda g, o: _with_header(g, 2, 64)),
+    "header-slot-size": ("S6", lambda g, o: _with_header(g, 2, 64)),
     "header-name": ("S6", flip(lambda g: g.index(b"in0"))),
     "mixed-builds": (
         "S6",
@@ -209,13 +211,26 @@ VECTORS: dict[str, tuple[str, Callable[[bytes, bytes], bytes]]] = {
     ),
     "truncated-chunk": ("S9", lambda g, o: g[:-1]),
     "trailing-byte": ("S9", lambda g, o: g + b"\0"),
-    "disagree-pool": ("S10", edit(lambda p: put(p.header, 2, p.header[2] + 64))),
-    "disagree-shape": ("S10", edit(lambda p: put(p.header[4][0], 2, [1, 4, 8, 4]))),
+    "program-order-missing": ("S7", edit(lambda p: put(p.program, 5, p.program[5][1:]))),
+    "program-order-twice": ("S7", edit(lambda p: put(p.program[5], 0, p.program[5][1]))),
+    "disagree-slot": ("S10", edit(lambda p: put(p.header, 2, p.header[2] + 64))),
+    "disagree-threads": ("S10", edit(lambda p: put(p.header, 5, p.header[5] + 1))),
+    "disagree-rung-resident": ("S10", edit(lambda p: put(p.header[3][-1], 1, 64))),
+    "disagree-rung-staging": ("S10", edit(lambda p: put(p.header[3][0], 2, 64))),
+    "disagree-rung-count": ("S10", edit(lambda p: put(p.header[3][-1], 0, 100))),
+    "disagree-shape": ("S10", edit(lambda p: put(p.header[6][0], 2, [1, 4, 8, 4]))),
     "chunk-size-zero": ("S11", edit(lambda p: put(p.program[3][0], 0, 0))),
     "chunk-size-odd": ("S11", edit(lambda p: put(p.program[3][0], 0, 100))),
     "chunk-bit": ("S12", flip(lambda g: chunks_at(g) + 3)),
     "chunks-swapped": ("S12", swapped),
     "chunk-of-other-build": ("S12", lambda g, o: g[: chunks_at(g)] + o[chunks_at(o) :]),
+    "ladder-empty": ("S13", edit(lambda p: put(p.header, 3, []))),
+    "ladder-long": ("S13", edit(lambda p: put(p.header, 3, [[n, 0, 0] for n in range(65)]))),
+    "ladder-default": ("S13", edit(lambda p: put(p.header, 4, len(p.header[3])))),
+    "ladder-descending": ("S13", edit(lambda p: p.header[3].reverse())),
+    "ladder-odd": ("S13", edit(lambda p: put(p.header[3][0], 2, 100))),
+    "ladder-absurd": ("S13", edit(lambda p: put(p.header[3][0], 2, 1 << 41))),
+    "ladder-threads": ("S13", edit(lambda p: put(p.header, 5, 0))),
 }
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ import pytest
 from tests.conftest import ROOT, Sealed
 from tests.serving import PATIENCE, until
 from vessels.attestation import Evidence, new_nonce
-from vessels.cli.serve import serve
+from vessels.cli.serve import _settings, serve
 from vessels.errors import EnclaveError, KeyFileError, OutputError, SealedError, UsageError
 from vessels.sealed_messages import RequestSealer
+from vessels.serve.config import ModelSettings
 from vessels.serve.logs import Lines, Style
 
 
@@ -97,6 +98,37 @@ def test_serves_until_it_is_told_to_stop(sealed: Sealed, tmp_path: Path) -> None
         assert server.end() == 0
         assert server.happened("stopped")
         until(lambda: not Path(f"/proc/{enclave}").exists(), "the enclave to end")
+
+
+def test_a_folder_within_a_bounded_memory(sealed: Sealed, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.vessel").write_bytes(sealed.vessel.read_bytes())
+    config = tmp_path / "serve.toml"
+    config.write_text("epc = '1GiB'\n[models.one]\npath = 'models/one.vessel'\nweight = 2.0\n")
+    options = ("--models", folder, "--config", config, "--insecure-key", sealed.key.parent)
+    with served(tmp_path, *options, "--epc", "20MiB") as server:
+        event = server.await_event("serving")
+        assert event["models"] == ["one", "two"]
+        assert server.await_event("capacity")["epc_size"] == 20 << 20
+        url = event["url"]
+        for name in event["models"]:
+            nonce = new_nonce().hex()
+            path = f"{url}/vessels/v1/models/{name}"
+            claims = Evidence.decode(httpx2.get(f"{path}/evidence?nonce={nonce}").content).claims
+            body, opener = RequestSealer(claims.public_key, claims.model_digest).seal_describe()
+            opener.open(httpx2.post(f"{path}/predict", content=body).content)
+        assert server.end() == 0
+
+
+def test_the_command_line_holds_instead_of_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("[models.m]\npath = 'm.vessel'\nthreads = 1\nqueue = 5\nslots = 2\n")
+    model = ModelSettings("m", tmp_path / "m.vessel", threads=1, queue=5, slots=2)
+    assert _settings([], None, config) == ({"m": model}, None)
+    other = replace(model, threads=2, queue=9)
+    assert _settings([], None, config, threads=2, queue=9) == ({"m": other}, None)
 
 
 def test_its_enclaves_end_with_it(sealed: Sealed, tmp_path: Path) -> None:
@@ -215,6 +247,16 @@ def test_a_dead_key_service_and_its_revival(sealed: Sealed, tmp_path: Path) -> N
         ({"keys": "http://x", "log": "xml"}, UsageError, "json or text"),
         ({"keys": "http://x", "models": ["a b.vessel"]}, UsageError, "no name for a model"),
         ({"keys": "http://x", "models": ["m.vessel", "x/m.vessel"]}, UsageError, "called 'm'"),
+        ({"keys": "http://x", "models": []}, UsageError, "no model to serve"),
+        ({"keys": "http://x", "folder": Path("none")}, UsageError, "cannot read folder"),
+        ({"keys": "http://x", "config": Path("none.toml")}, UsageError, "cannot read none.toml"),
+        ({"keys": "http://x", "epc": "much"}, UsageError, "'much' is no size"),
+        ({"keys": "http://x", "epc": "1MiB"}, UsageError, "bytes of trusted memory"),
+        (
+            {"keys": "http://x", "backend": "gramine", "manifest": ["d"], "slots": 2},
+            UsageError,
+            "threads and slots are the manifest's",
+        ),
         ({"keys": "http://x", "models": ["none.vessel"]}, SealedError, "cannot read"),
     ],
 )  # fmt: skip

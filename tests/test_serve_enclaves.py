@@ -314,10 +314,11 @@ def test_too_many_that_wait(sealed: Sealed) -> None:
         running.await_ready()
         body, opener = running.sealed({"image": image()})
         with running.stalled():
-            answers = in_background(3, lambda: running.post(body))
-            until(lambda: running.served.waiting == 3, "requests that wait")
+            # One is in a run, the others wait for it.
+            answers = in_background(4, lambda: running.post(body))
+            until(lambda: running.served.waiting == 4, "requests that wait")
             answer = running.post(body)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
         for waited in answers:
             opener.open(waited.result(PATIENCE).content)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Sealed
 from tests.serving import PATIENCE, Running, error_of, one, post_head, rest, serving, until
+from vessels.listening_protocol import AHEAD_COUNT, HEAD_SIZE
 from vessels.serve.limits import Limits
 
 LIMITS = Limits(
@@ -97,7 +98,7 @@ def test_bodies_of_another_type(running: Running, headers: dict[str, str]) -> No
 
 def test_a_body_of_nonsense_is_not_opened(running: Running) -> None:
     answer = running.post(bytes(200))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_opened")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (421, "not_opened")
 
 
 def test_the_largest_request_is_known_from_the_model(running: Running) -> None:
@@ -205,6 +206,54 @@ def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
     assert said.count(b"HTTP/1.1 200 ") == 50 and b"not_found" in said.split(b"HTTP/1.1 ")[-1]
 
 
+def test_more_requests_ahead_of_their_turn_than_are_taken(running: Running) -> None:
+    ask = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    with running.connect() as connection:
+        connection.sendall(ask * (AHEAD_COUNT + 10))
+        said = rest(connection)
+    assert said.count(b"HTTP/1.1 ") <= AHEAD_COUNT and b" 400 " not in said
+
+
+def test_a_head_that_begins_behind_a_large_body(running: Running) -> None:
+    body = bytes(running.served.largest_request)
+    ask = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with running.connect() as connection:
+        connection.sendall(post_head(running, len(body)) + body + ask[:20])
+        assert error_of(one(connection)) == "not_opened"
+        connection.sendall(ask[20:])
+        assert rest(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_nonsense_after_a_request_is_no_answer_to_it(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n")
+        assert b" 400 " not in rest(connection)
+
+
+def test_nonsense_after_an_answer(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert one(connection).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert error_of(rest(connection)) == "malformed"
+
+
+@pytest.mark.parametrize("size", [HEAD_SIZE // 2, 8 * HEAD_SIZE])
+def test_a_head_in_many_pieces(running: Running, size: int) -> None:
+    with running.connect() as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n")
+        try:
+            for _ in range(size // 1024):
+                connection.sendall(b"X: " + b"x" * 1019 + b"\r\n")
+                time.sleep(0.001)
+            connection.sendall(b"Connection: close\r\n\r\n")
+        except OSError:
+            assert size > HEAD_SIZE
+            return
+        said = rest(connection)
+    assert (b" 200 " in said) == (size <= HEAD_SIZE)
+
+
 @pytest.mark.parametrize("begun", [b"", b"GET /v2/he"])
 def test_a_slow_head_ends_the_connection(running: Running, begun: bytes) -> None:
     began = time.monotonic()
@@ -274,7 +323,7 @@ def test_too_many_connections(running: Running) -> None:
             held.append(running.connect())
         until(lambda: connections(running) == LIMITS.connection_count, "connections to be accepted")
         surplus = httpx2.get(f"{running.url}/v2/health/ready")
-        assert surplus.status_code == 503 and surplus.json()["error"]["code"] == "overloaded"
+        assert surplus.status_code == 429 and surplus.json()["error"]["code"] == "overloaded"
         assert surplus.headers["retry-after"]
         # Who watches over the server shall not think it dead.
         assert httpx2.get(f"{running.url}/v2/health/live").status_code == 200

@@ -15,6 +15,7 @@ from benchmarks import zoo
 from tests.networks import Net, random_net
 from tests.programs import Sheet, cut
 from vessels import api
+from vessels.header import HeaderPort
 from vessels.pack import Array
 from vessels.plan import make_plan
 from vessels.program import (
@@ -43,7 +44,6 @@ from vessels.program import (
     WinogradMode,
     winograd_scratch_count,
 )
-from vessels.seal import HeaderPort
 from vessels.sealed_messages import MessageSizes
 from vessels.study.result import KINDS, PAGE_SIZE
 from vessels.study.trace import REQUEST, Trace, page_trace
@@ -119,8 +119,8 @@ def workspace_pages(program: Program, i: Winograd) -> tuple[set[int], set[int]]:
     return set(pages) if full else set(), set(pages)
 
 
-def message_pages(program: Program, request: bool) -> set[int]:
-    """Pages of a message from its first tensor's page on; none if it is not in the arena."""
+def request_pages(program: Program) -> set[int]:
+    """Pages of a request from its first tensor's page on; none if it is not in the arena."""
     listed = [
         [HeaderPort(p.name, p.view.dtype, p.view.shape) for p in ports]
         for ports in (program.inputs, program.outputs)
@@ -129,7 +129,7 @@ def message_pages(program: Program, request: bool) -> set[int]:
     if sizes.memory > program.layout.arena_size:
         return set()
     content = program.layout.arena_offset + 64
-    end = content + (sizes.request if request else sizes.response) + 16
+    end = content + sizes.request + 16
     return set(range((content - 32) // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1))
 
 
@@ -154,11 +154,12 @@ def check_trace(program: Program) -> Trace:
             found &= expected | may
             expected |= found & may
         assert found == expected, (index, instruction.mnemonic, found ^ expected)
-    ends = (program.inputs, REQUEST), (program.inputs + program.outputs, len(program.instructions))
-    for ports, index in ends:
-        found = set(trace.pages[trace.instructions == index].tolist())
-        expected = set().union(*(pages_of(addresses(program, p.view), 1) for p in ports))
-        assert found == expected | message_pages(program, index == REQUEST)
+    found = set(trace.pages[trace.instructions == REQUEST].tolist())
+    inputs = (pages_of(addresses(program, p.view), 1) for p in program.inputs)
+    assert found == request_pages(program).union(*inputs)
+    # All of the slot is zeroed at the end.
+    found = set(trace.pages[trace.instructions == len(program.instructions)].tolist())
+    assert found == set(range(-(-program.layout.resident_offset // PAGE_SIZE)))
     check_kinds(program, trace)
     return trace
 

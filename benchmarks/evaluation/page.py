@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evaluation.claims import expectations
 from benchmarks.evaluation.result import Result
-from vessels.files import write_whole
+from benchmarks.kept import write_text
+from benchmarks.markdown import table
 from vessels.study import network_plots
 from vessels.study.result import LatencyPoint, Policy
 from vessels.study.svg import save
@@ -66,12 +67,7 @@ def write_page(results: Sequence[Result], folder: Path) -> Path:
         _notes(results),
     ]
     path = folder / "evaluation.md"
-    text = "\n\n".join(s for s in sections if s) + "\n"
-
-    def write(part: Path) -> None:
-        part.write_text(text)
-
-    write_whole(path, write)
+    write_text(path, "\n\n".join(s for s in sections if s) + "\n")
     return path
 
 
@@ -125,7 +121,7 @@ Pools in MiB, and the memory of other systems: ONNX Runtime's as its process gro
 allocation rule on paper. An enclave holds its own part beside its pool, whichever the plan.
 
 {
-        _table(
+        table(
             (
                 "network",
                 "conventional",
@@ -168,7 +164,7 @@ conventional plan in an EPC that holds all of it. The last column is an estimate
 {HARDWARE_FAULT_NS / 1e3:.0f} µs for each fault, as on hardware of 3.3 GHz, over the planned time.
 
 {
-        _table(
+        table(
             (
                 "network",
                 "conventional faults",
@@ -210,7 +206,7 @@ conventional plan: by the counts, all cores paging at once at {
         HARDWARE_FAULT_NS / 1e3:.0f} µs a fault.
 
 {
-        _table(
+        table(
             (
                 "network",
                 "plan",
@@ -262,14 +258,14 @@ def _faults(results: Sequence[Result]) -> str:
 Faults for each prediction as the emulator counted them, against the analysis under the emulator's
 own policy, at all EPC sizes where either is not 0; they are to agree within 10 %.
 
-{_table(("network", "points", "within 10 %", "median apart", "most apart"), rows)}"""
+{table(("network", "points", "within 10 %", "median apart", "most apart"), rows)}"""
     if not listed:
         return f"{text}\n\nAll agree."
     return f"""{text}
 
 Those that do not:
 
-{_table(("network", "plan", "EPC MiB", "measured", "predicted", "by exact LRU"), listed, left=2)}"""
+{table(("network", "plan", "EPC MiB", "measured", "predicted", "by exact LRU"), listed, left=2)}"""
 
 
 def _peer(results: Sequence[Result]) -> str:
@@ -294,7 +290,7 @@ Milliseconds of ONNX Runtime itself, one thread, in a process whose memory is li
 goes to a swap file; no encryption. The machine's disk decides as much as the network. Last, the
 plan in its EPC.
 
-{_table(("network", *(f"{limit / MIB:.0f} MiB" for limit in limits), "planned"), rows)}"""
+{table(("network", *(f"{limit / MIB:.0f} MiB" for limit in limits), "planned"), rows)}"""
 
 
 def _notes(results: Sequence[Result]) -> str:
@@ -304,11 +300,6 @@ def _notes(results: Sequence[Result]) -> str:
 
 def _apart(point: LatencyPoint) -> float:
     return abs(point.faults - point.predicted_policy) / max(1.0, float(point.predicted_policy))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
 def _range(values: Sequence[float], digits: int = 1) -> str:

@@ -6,8 +6,6 @@ on where it was. What another version of the code or other options found is meas
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +16,10 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import vessels
-from benchmarks import zoo
+from benchmarks import kept, zoo
 from benchmarks.evaluation.result import Result
 from vessels.enclave import find_enclave_binary
 from vessels.errors import EmulatorError
-from vessels.files import write_whole
 from vessels.study.emulator import find_emulator_binary
 from vessels.study.report import write as write_report
 from vessels.study.study import DEFAULT_EPC_SIZE, study
@@ -36,10 +32,11 @@ NETWORKS = (
 
 _UNRELATED = frozenset(
     [
-        "attestation", "cli", "client.py", "client_exchange.py", "demo.py", "demo_serving.py",
-        "draw.py", "drawing.py", "elf.py", "gramine.py", "keys", "listening.py", "maps.py",
-        "network_plots.py", "plots.py", "proxy", "report.py", "secrecy.py", "serve", "svg.py",
-        "tables.py", "wording.py",
+        "attestation", "cli", "client.py", "client_exchange.py", "client_http.py", "cluster",
+        "demo.py", "demo_serving.py", "draw.py", "drawing.py", "elf.py", "gramine.py", "keys",
+        "kubernetes", "listening.py", "listening_protocol.py", "maps.py", "network_plots.py",
+        "plots.py", "proxy", "report.py", "schedule", "secrecy.py", "serve", "svg.py", "tables.py",
+        "top.py", "wording.py",
     ]
 )  # fmt: skip
 """Code that shows results, or is not run by a study, and so cannot change what it finds."""
@@ -72,17 +69,14 @@ def code_digest() -> str:
     except EmulatorError:
         # The study says so itself.
         log.print("no EPC emulator: analysis only", style="yellow")
-    digest = hashlib.sha256(vessels.__version__.encode())
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    return kept.files_digest(files)
 
 
 def evaluate(
     network: str, folder: Path, settings: Settings, code: str, progress: Callable[[str], None]
 ) -> Result:
     """The study of ``network``, from ``folder`` if it is there and not stale."""
-    key = hashlib.sha256(json.dumps([network, asdict(settings), code]).encode()).hexdigest()
+    key = kept.key_of(network, asdict(settings), code)
     stored = folder / f"{network}.json"
     if (found := _stored(stored, key)) is not None:
         return found
@@ -99,21 +93,16 @@ def evaluate(
             progress=lambda step, part: progress(step),
         )
     write_report(done, folder / f"{network}.html")
-    document = json.dumps({"key": key, "study": done.as_json()})
-
-    def write(path: Path) -> None:
-        path.write_text(document)
-
-    write_whole(stored, write)
+    kept.keep(stored, key, study=done.as_json())
     return Result.of(done.as_json())
 
 
 def _stored(path: Path, key: str | None) -> Result | None:
     """The result at ``path`` if it was found under ``key``; under any, if that is ``None``."""
+    found = kept.load(path, key)
     try:
-        document = json.loads(path.read_text())
-        return Result.of(document["study"]) if key in (None, document["key"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return None if found is None else Result.of(found["study"])
+    except (KeyError, TypeError):
         return None
 
 

@@ -2,8 +2,8 @@
 //!
 //! It opens a sealed model, proves what it is, gets the model's key, validates its program, maps
 //! one pool of memory and answers sealed requests in it. Files in the order a model passes through
-//! them: [`sealed`], [`hpke`], [`evidence`], [`validate`], [`pool`], [`machine`], [`team`],
-//! [`stream`], [`kernels`], [`confine`], [`message`], [`protocol`].
+//! them: [`sealed`], [`hpke`], [`evidence`], [`validate`], [`layout`], [`pool`], [`machine`],
+//! [`team`], [`slots`], [`stream`], [`kernels`], [`confine`], [`message`], [`protocol`].
 
 #![deny(unsafe_code)]
 
@@ -13,6 +13,7 @@ mod evidence;
 mod hpke;
 #[allow(unsafe_code)]
 mod kernels;
+mod layout;
 mod machine;
 mod message;
 #[allow(unsafe_code)]
@@ -21,6 +22,7 @@ mod program;
 mod protocol;
 mod refusal;
 mod sealed;
+mod slots;
 mod stream;
 mod team;
 #[cfg(test)]
@@ -28,6 +30,7 @@ mod testing;
 mod validate;
 
 use evidence::{Identity, Platform};
+use layout::{Placed, Shape};
 pub use pool::{MapMemory, Memory, anonymous};
 use protocol::{End, Model};
 use refusal::Refusal;
@@ -38,7 +41,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: vessels-enclave --model FILE [--threads N] \
+const USAGE: &str = "usage: vessels-enclave --model FILE [--threads N] [--slots N] [--rung N] \
                      [--backend simulation|gramine|native]";
 /// The model was refused.
 const REFUSED: u8 = 2;
@@ -47,18 +50,26 @@ const MISUSED: u8 = 64;
 
 struct Arguments {
     model: PathBuf,
-    threads: Option<usize>,
+    shape: Shape,
+    slots: usize,
     platform: Platform,
 }
 
 fn arguments(mut given: impl Iterator<Item = OsString>) -> Option<Arguments> {
-    let (mut model, mut threads, mut platform) = (None, None, None);
+    let (mut model, mut shape, mut slots, mut platform) = (None, Shape::default(), None, None);
     while let Some(name) = given.next() {
         let value = given.next()?;
         match name.to_str()? {
             "--model" if model.is_none() => model = Some(PathBuf::from(value)),
-            "--threads" if threads.is_none() => {
-                threads = Some(value.to_str()?.parse().ok().filter(|&n| n > 0)?);
+            "--threads" if shape.threads.is_none() => {
+                shape.threads = Some(value.to_str()?.parse().ok().filter(|&n| n > 0)?);
+            }
+            "--rung" if shape.rung.is_none() => {
+                shape.rung = Some(value.to_str()?.parse().ok()?);
+            }
+            "--slots" if slots.is_none() => {
+                let valid = 1..=slots::MAX_SLOTS;
+                slots = Some(value.to_str()?.parse().ok().filter(|n| valid.contains(n))?);
             }
             "--backend" if platform.is_none() => platform = Some(Platform::of(value.to_str())?),
             _ => return None,
@@ -66,7 +77,8 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Option<Arguments> {
     }
     Some(Arguments {
         model: model?,
-        threads,
+        shape,
+        slots: slots.unwrap_or(1),
         platform: platform.or_else(|| Platform::of(None))?,
     })
 }
@@ -82,19 +94,20 @@ pub fn streams() -> std::io::Result<(File, File)> {
 fn load(
     sealed: sealed::Sealed,
     key: &[u8; 32],
-    threads: Option<usize>,
+    shape: Shape,
+    slots: usize,
     map: MapMemory,
 ) -> Result<Model, Refusal> {
     let isa = kernels::Isa::detect()?;
     let opened = sealed.unlock(key)?;
     let program = validate::validate(opened.program, &opened.header)?;
+    let placed = Placed::new(program, &opened.header, shape)?;
     let format = message::Format::new(&opened.header).ok_or(Refusal::Messages)?;
-    let most = program.layout.thread_count as usize;
     let machine = machine::Machine::load(
-        program,
+        placed,
         opened.parameters,
         isa,
-        threads.unwrap_or(most).min(most),
+        slots,
         Model::message_size(&format),
         map,
     )?;
@@ -139,7 +152,7 @@ fn serve(
         Err(refusal) => return refused(refusal, sink),
     };
     let load = |key: &[u8; 32]| {
-        let model = load(sealed, key, arguments.threads, map)?;
+        let model = load(sealed, key, arguments.shape, arguments.slots, map)?;
         confine::drop_system_calls(platform)?;
         Ok(model)
     };

@@ -1,13 +1,14 @@
 //! The machine: a validated program with its pool and its threads, ready to run.
 
 use crate::kernels::{self, Isa};
+use crate::layout::Placed;
 use crate::pool::{MapMemory, Pool, anonymous};
-use crate::program::{ALIGNMENT, Instruction, Layout, Program, View};
+use crate::program::{ALIGNMENT, Instruction, View};
 use crate::refusal::Refusal;
 use crate::sealed::Parameters;
+use crate::slots::{Batch, Slots};
 use crate::stream::Stream;
 use crate::team::{Team, Worker};
-use crate::validate::Valid;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::hint;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +16,13 @@ use std::time::Instant;
 
 /// More of a worker's stack than any kernel takes, and half of it all: `map` keeps 128 KiB there.
 const SCRUBBED_SIZE: usize = 256 << 10;
+/// Bytes that a worker zeros at a time after a run.
+const WIPED_SIZE: u64 = 256 << 10;
 
 /// What a kernel works with; each worker has its own.
 pub struct Context<'a> {
     pub pool: &'a Pool,
+    pub batch: &'a Batch<'a>,
     pub worker: &'a Worker<'a>,
     pub stream: &'a mut Stream<'a>,
     pub isa: Isa,
@@ -27,7 +31,8 @@ pub struct Context<'a> {
 /// What all workers share.
 struct Engine {
     pool: Pool,
-    program: Valid<Program>,
+    slots: Slots,
+    program: Placed,
     parameters: Parameters,
     isa: Isa,
     timed: AtomicBool,
@@ -58,8 +63,10 @@ impl Engine {
             tests::watch();
         }
         let mut stream = Stream::new(&self.pool, &self.program, &self.parameters, worker.index());
+        let batch = self.slots.batch(&self.pool);
         let mut cx = Context {
             pool: &self.pool,
+            batch: &batch,
             worker,
             stream: &mut stream,
             isa: self.isa,
@@ -77,6 +84,24 @@ impl Engine {
             if timed {
                 end.fetch_min(self.now(), Ordering::Relaxed);
             }
+        }
+        self.wipe_arenas(worker, &batch);
+    }
+
+    /// Zeros what the run computed between its inputs and its outputs: from its end to its start,
+    /// where the next run begins, so that a paged arena is not swapped once more for it.
+    #[allow(unsafe_code)]
+    fn wipe_arenas(&self, worker: &Worker<'_>, batch: &Batch<'_>) {
+        let layout = &self.program.layout;
+        let pieces = layout.arena_size.div_ceil(WIPED_SIZE);
+        for item in worker.share(batch.count() * pieces as usize) {
+            let (slot, piece) = (item as u64 / pieces, item as u64 % pieces);
+            let start = (pieces - 1 - piece) * WIPED_SIZE;
+            let size = WIPED_SIZE.min(layout.arena_size - start);
+            let offset = layout.io_size + start + batch.shift(slot as usize) as u64;
+            // SAFETY: the piece lies in the arena of a slot of the run, whose instructions are
+            // all done, and is this worker's alone.
+            wipe(unsafe { self.pool.bytes_mut(offset, size) });
         }
     }
 
@@ -105,67 +130,75 @@ fn dispatch(instruction: &Instruction, cx: &mut Context) -> Result<(), Refusal> 
 pub struct Machine {
     engine: Arc<Engine>,
     team: Team,
-    message: Message,
+    messages: Messages,
 }
 
-/// Memory for one message at a time: in the arena, which is nobody's between runs, or if the arena
-/// is too small for it, of its own.
-struct Message {
-    own: Option<Pool>,
-    offset: u64,
+/// Memory for one message of each slot at a time: in its arena, which is nobody's between runs,
+/// or if the arena is too small for it, beside the pool.
+struct Messages {
+    beside: Option<Pool>,
     size: u64,
 }
 
-impl Message {
-    fn new(layout: &Layout, size: u64) -> Result<Self, Refusal> {
-        if size <= layout.arena_size {
-            return Ok(Message {
-                own: None,
-                offset: layout.io_size,
-                size,
-            });
-        }
-        Ok(Message {
-            own: Some(Pool::new(size, &anonymous)?),
-            offset: 0,
-            size,
-        })
+impl Messages {
+    fn new(program: &Placed, slot_count: usize, size: u64) -> Result<Self, Refusal> {
+        let beside = if size <= program.layout.arena_size {
+            None
+        } else {
+            let size = size.saturating_mul(slot_count as u64);
+            Some(Pool::new(size, &anonymous)?)
+        };
+        Ok(Messages { beside, size })
     }
 
+    /// The memory of a slot; empty if there is no such slot.
+    ///
     /// # Safety
     /// No run is in progress, and until the slice is dropped there is no other.
     #[allow(unsafe_code, clippy::mut_from_ref)]
-    unsafe fn bytes_mut<'a>(&'a self, pool: &'a Pool) -> &'a mut [u8] {
-        let pool = self.own.as_ref().unwrap_or(pool);
-        // SAFETY: nothing but a run uses the arena; memory of its own, nobody else.
-        unsafe { pool.bytes_mut(self.offset, self.size) }
+    unsafe fn bytes_mut<'a>(&'a self, engine: &'a Engine, slot: usize) -> &'a mut [u8] {
+        if slot >= engine.slots.count() {
+            return &mut [];
+        }
+        // SAFETY: nothing but a run uses an arena; what lies beside the pool, nobody else.
+        unsafe {
+            match &self.beside {
+                Some(beside) => beside.bytes_mut(self.size * slot as u64, self.size),
+                None => {
+                    let arena = engine.slots.offset(slot) + engine.program.layout.io_size;
+                    engine.pool.bytes_mut(arena, self.size)
+                }
+            }
+        }
     }
 }
 
 impl Machine {
     /// Maps the pool, decrypts the resident chunks and starts the threads; after it nothing is
-    /// allocated. `thread_count` is at most the plan's.
+    /// allocated.
     ///
-    /// There is room for messages of `message_size` bytes.
+    /// Each slot has room for a message of `message_size` bytes.
     pub fn load(
-        program: Valid<Program>,
+        program: Placed,
         parameters: Parameters,
         isa: Isa,
-        thread_count: usize,
+        slot_count: usize,
         message_size: u64,
         map: MapMemory,
     ) -> Result<Self, Refusal> {
-        let message = Message::new(&program.layout, message_size)?;
-        let pool = Pool::new(program.layout.size(), map)?;
+        let slots = Slots::new(&program.layout, slot_count);
+        let messages = Messages::new(&program, slots.count(), message_size)?;
+        let pool = Pool::new(slots.pool_size()?, map)?;
         load_resident(&pool, &program, &parameters)?;
         let ends = program
             .instructions
             .iter()
             .map(|_| AtomicU64::new(0))
             .collect();
-        let thread_count = thread_count.clamp(1, program.layout.thread_count as usize);
+        let thread_count = program.layout.thread_count as usize;
         let engine = Arc::new(Engine {
             pool,
+            slots,
             program,
             parameters,
             isa,
@@ -188,12 +221,16 @@ impl Machine {
         Ok(Machine {
             engine,
             team,
-            message,
+            messages,
         })
     }
 
     pub fn thread_count(&self) -> usize {
         self.team.count()
+    }
+
+    pub fn slot_count(&self) -> usize {
+        self.engine.slots.count()
     }
 
     pub fn isa(&self) -> Isa {
@@ -208,48 +245,48 @@ impl Machine {
         self.engine.program.instructions.len()
     }
 
-    /// Memory for one message. A run destroys what it holds.
+    /// Memory for a message of one slot. A run of the slot destroys what it holds.
     #[allow(unsafe_code)]
-    pub fn message(&mut self) -> &mut [u8] {
+    pub fn message(&mut self, slot: usize) -> &mut [u8] {
         // SAFETY: no run is in progress while the machine is borrowed exclusively.
-        unsafe { self.message.bytes_mut(&self.engine.pool) }
+        unsafe { self.messages.bytes_mut(&self.engine, slot) }
     }
 
-    /// Copies all inputs into their places from the message, where the first begins at `at`; each
-    /// is padded to a multiple of 64.
-    pub fn read_inputs(&mut self, at: usize) {
-        self.copy(Way::In, at);
+    /// Copies all inputs into their places in a slot from its message, where the first begins at
+    /// `at`; each is padded to a multiple of 64.
+    pub fn read_inputs(&mut self, slot: usize, at: usize) {
+        self.copy(Way::In, slot, at);
     }
 
-    /// Copies all outputs to the message, the first to `at`, each to a multiple of 64 after it.
-    pub fn write_outputs(&mut self, at: usize) {
-        self.copy(Way::Out, at);
-    }
-
-    /// Zeros the places of all inputs and outputs. What the run computed between them stays until
-    /// another run overwrites it, or the process ends.
-    pub fn wipe(&mut self) {
-        self.copy(Way::Wipe, 0);
+    /// Copies all outputs of a slot to its message, the first to `at`, each to a multiple of 64
+    /// after it.
+    pub fn write_outputs(&mut self, slot: usize, at: usize) {
+        self.copy(Way::Out, slot, at);
     }
 
     #[allow(unsafe_code)]
-    fn copy(&mut self, way: Way, mut at: usize) {
-        let program = &self.engine.program;
-        let (inputs, outputs) = (&program.inputs, &program.outputs);
+    fn copy(&mut self, way: Way, slot: usize, mut at: usize) {
+        let Engine {
+            pool,
+            slots,
+            program,
+            ..
+        } = &*self.engine;
+        if slot >= slots.count() {
+            return;
+        }
         let views = match way {
-            Way::In => inputs.iter().chain(&[]),
-            Way::Out => outputs.iter().chain(&[]),
-            Way::Wipe => inputs.iter().chain(outputs),
+            Way::In => &program.inputs,
+            Way::Out => &program.outputs,
         };
         for view in views {
-            let size = size_of_view(view);
-            let pool = &self.engine.pool;
+            let offset = slots.offset(slot) + view.offset;
             // SAFETY: no run is in progress while the machine is borrowed exclusively. Validated:
             // inputs and outputs lie inside the I/O region, the message outside of it.
             let (place, message) = unsafe {
                 (
-                    pool.bytes_mut(view.offset, size),
-                    self.message.bytes_mut(pool),
+                    pool.bytes_mut(offset, size_of_view(view)),
+                    self.messages.bytes_mut(&self.engine, slot),
                 )
             };
             let end = at.saturating_add(place.len());
@@ -259,14 +296,31 @@ impl Machine {
                     .get_mut(at..end)
                     .unwrap_or_default()
                     .copy_from_slice(place),
-                Way::Wipe => wipe(place),
             }
             at = end.next_multiple_of(ALIGNMENT as usize);
         }
     }
 
-    /// Runs the program on the inputs read.
-    pub fn run(&mut self, timed: bool) -> Result<(), Refusal> {
+    /// Zeros the I/O region of a slot: with its arena, which is zero after a run, all that held
+    /// anything of a request.
+    #[allow(unsafe_code)]
+    pub fn wipe(&mut self, slot: usize) {
+        let Engine {
+            pool,
+            slots,
+            program,
+            ..
+        } = &*self.engine;
+        if slot < slots.count() {
+            // SAFETY: no run is in progress while the machine is borrowed exclusively.
+            wipe(unsafe { pool.bytes_mut(slots.offset(slot), program.layout.io_size) });
+        }
+    }
+
+    /// Runs the program on the inputs read into the slots whose bits are set in `used`. If it
+    /// fails, it does so for all of them, and leaves in them what it had computed.
+    pub fn run(&mut self, used: u64, timed: bool) -> Result<(), Refusal> {
+        self.engine.slots.begin(used);
         self.engine.timed.store(timed, Ordering::Relaxed);
         if timed {
             self.engine
@@ -288,6 +342,12 @@ impl Machine {
         Err(refusal.unwrap_or(Refusal::Abandoned))
     }
 
+    /// The length of the dimension outside of which an index of this slot lay in the last run,
+    /// whose outputs then mean nothing.
+    pub fn wrong_index(&self, slot: usize) -> Option<u64> {
+        self.engine.slots.wrong_index(slot)
+    }
+
     /// Nanoseconds each instruction of the last timed run took.
     pub fn times(&self) -> impl Iterator<Item = u64> {
         let mut last = self.engine.began.load(Ordering::Relaxed);
@@ -305,7 +365,6 @@ impl Machine {
 enum Way {
     In,
     Out,
-    Wipe,
 }
 
 /// Zeros memory, whether or not it is read again.
@@ -327,13 +386,9 @@ fn size_of_view(view: &View) -> u64 {
 
 /// Decrypts the resident chunks into their places.
 #[allow(unsafe_code)]
-fn load_resident(
-    pool: &Pool,
-    program: &Valid<Program>,
-    parameters: &Parameters,
-) -> Result<(), Refusal> {
+fn load_resident(pool: &Pool, program: &Placed, parameters: &Parameters) -> Result<(), Refusal> {
     for (index, chunk) in (0u32..).zip(&program.chunks) {
-        if let Some(offset) = chunk.resident_offset {
+        if let Some(offset) = program.resident_offset(index) {
             // SAFETY: nothing else uses the pool before the threads are started.
             let place = unsafe { pool.bytes_mut(offset, chunk.size) };
             parameters.open(index, place)?;

@@ -323,39 +323,51 @@ pub enum Instruction {
     Gather(#[n(0)] Gather),
 }
 
-/// A parameter chunk: plaintext size in bytes, its place if resident, its tag.
+/// A parameter chunk: plaintext size in bytes, its place if resident in every rung, its tag.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Chunk {
     #[n(0)]
     pub size: u64,
     #[n(1)]
-    pub resident_offset: Option<u64>,
+    pub fixed_offset: Option<u64>,
     #[cbor(n(2), with = "minicbor::bytes")]
     pub tag: [u8; TAG_SIZE],
 }
 
-/// Sizes of the pool's regions, in the order they lie in it; `staging_size` is one thread's.
+/// Sizes of the regions that are the same in every rung, in the order they lie in the pool, and
+/// the threads there is scratch for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
-pub struct Layout {
+pub struct Regions {
     #[n(0)]
     pub io_size: u64,
     #[n(1)]
     pub arena_size: u64,
     #[n(2)]
-    pub resident_size: u64,
+    pub fixed_size: u64,
     #[n(3)]
-    pub staging_size: u64,
-    #[n(4)]
     pub thread_count: u32,
+}
+
+/// A rung of the plan ladder, of the public header: how many of the optional chunks are resident,
+/// all that is resident, and one thread's staging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Rung {
+    #[n(0)]
+    pub resident_count: u32,
+    #[n(1)]
+    pub resident_size: u64,
+    #[n(2)]
+    pub staging_size: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Program {
     #[n(0)]
-    pub layout: Layout,
+    pub regions: Regions,
     #[n(1)]
     pub inputs: Vec<View>,
     #[n(2)]
@@ -364,4 +376,7 @@ pub struct Program {
     pub chunks: Vec<Chunk>,
     #[n(4)]
     pub instructions: Vec<Instruction>,
+    /// The chunks without a fixed place, each once: first what is resident first.
+    #[n(5)]
+    pub order: Vec<u32>,
 }

@@ -1,11 +1,14 @@
 //! The local protocol with the host: frames over a pair of byte streams (`docs/protocol.md`).
 
+mod session;
+
 use crate::evidence::Identity;
-use crate::hpke::{Exchange, NONCE_SIZE, PUBLIC_SIZE, TAG_SIZE};
-use crate::machine::{Machine, wipe};
-use crate::message::{self, Format, Request, Wrong};
+use crate::hpke::{PUBLIC_SIZE, TAG_SIZE};
+use crate::machine::Machine;
+use crate::message::Format;
 use crate::refusal::Refusal;
 use crate::sealed::DIGEST_SIZE;
+use session::{CONTENT, Session, Turn};
 use std::io::{self, Read, Write};
 use zeroize::Zeroizing;
 
@@ -13,6 +16,7 @@ const KEY: u32 = 1;
 const RUN: u32 = 2;
 const RUN_TIMED: u32 = 3;
 const EVIDENCE: u32 = 4;
+const BATCH: u32 = 5;
 const READY: u32 = 16;
 const RESULT: u32 = 17;
 const TIMES: u32 = 18;
@@ -27,14 +31,6 @@ const MAX_NONCE_SIZE: usize = 64;
 
 const KEY_INFO: &[u8] = b"vessels key v1";
 const REQUEST_INFO: &[u8] = b"vessels request v1";
-const RESPONSE_LABEL: &[u8] = b"vessels response v1";
-
-/// Where the content of a message begins in the memory for it: before it lie a frame's head and
-/// the encapsulated key of a request, or the nonce of a response.
-const CONTENT: usize = 64;
-const FRONT: usize = CONTENT - PUBLIC_SIZE;
-const HEAD: usize = FRONT - HEAD_SIZE;
-const _: () = assert!(PUBLIC_SIZE == NONCE_SIZE);
 
 /// Why serving ended.
 #[derive(Debug)]
@@ -161,7 +157,7 @@ pub fn start(
             _ => {
                 skip(source, size)?;
                 let refusal = match kind {
-                    RUN | RUN_TIMED => Refusal::Locked,
+                    RUN | RUN_TIMED | BATCH => Refusal::Locked,
                     _ => Refusal::UnknownFrame { kind },
                 };
                 write_error(sink, &refusal)?;
@@ -219,26 +215,39 @@ fn answer_all(
         machine.isa().name(),
         machine.pool_size(),
         machine.instruction_count() as u32,
+        machine.slot_count() as u32,
     );
+    // Before READY: nothing is allocated after it.
+    let mut turns = Vec::with_capacity(machine.slot_count());
     write_frame(sink, READY, &minicbor::to_vec(ready).unwrap_or_default())?;
-    let info = request_info(&identity.model_digest);
+    let mut session = Session {
+        identity,
+        info: request_info(&identity.model_digest),
+        model,
+    };
     while let Some((kind, size)) = read_head(source)? {
         match kind {
             RUN | RUN_TIMED => {
-                if let Err(refusal) = answer(
-                    identity,
-                    &info,
-                    model,
-                    (size, kind == RUN_TIMED),
-                    source,
-                    sink,
-                )? {
-                    write_error(sink, &refusal)?;
-                    if refusal.code() != "request" {
-                        return Err(End::Refused(refusal));
-                    }
-                }
+                turns.push(session.receive(0, size, source)?);
+                session.answer(&mut turns, kind == RUN_TIMED, sink)?;
             }
+            BATCH => match read_count(size, session.model.machine.slot_count(), source)? {
+                Ok(count) => {
+                    for slot in 0..count {
+                        let Some((kind, size)) = read_head(source)? else {
+                            return Ok(());
+                        };
+                        turns.push(if kind == RUN {
+                            session.receive(slot, size, source)?
+                        } else {
+                            skip(source, size)?;
+                            Turn::Refused(Refusal::InBatch { kind })
+                        });
+                    }
+                    session.answer(&mut turns, false, sink)?;
+                }
+                Err(refusal) => write_error(sink, &refusal)?,
+            },
             EVIDENCE => answer_evidence(identity, size, source, sink)?,
             _ => {
                 skip(source, size)?;
@@ -261,124 +270,24 @@ fn request_info(digest: &[u8; DIGEST_SIZE]) -> [u8; REQUEST_INFO.len() + DIGEST_
     info
 }
 
-/// Answers one sealed request; the inner error is for the host.
-fn answer(
-    identity: &Identity,
-    info: &[u8],
-    model: &mut Model,
-    (size, timed): (u64, bool),
+/// Reads a BATCH frame of `size` bytes: how many requests there are.
+fn read_count(
+    size: u64,
+    slots: usize,
     source: &mut impl Read,
-    sink: &mut impl Write,
-) -> io::Result<Result<(), Refusal>> {
-    let most = PUBLIC_SIZE + TAG_SIZE + model.format.max_request_size();
-    let least = PUBLIC_SIZE + TAG_SIZE;
-    if size < least as u64 || size > most as u64 {
+) -> io::Result<Result<usize, Refusal>> {
+    let mut bytes = [0; 4];
+    if size != bytes.len() as u64 {
         skip(source, size)?;
-        return Ok(Err(Refusal::RequestSize {
-            most: most as u64,
-            actual: size,
-        }));
+        return Ok(Err(Refusal::BatchCount { slots }));
     }
-    let memory = model.machine.message();
-    let request = memory
-        .get_mut(FRONT..FRONT + size as usize)
-        .unwrap_or_default();
-    source.read_exact(request)?;
-    let opened = request
-        .split_first_chunk_mut::<PUBLIC_SIZE>()
-        .and_then(|(enc, sealed)| identity.keys.open(enc, info, &[], sealed))
-        .map(|(plain, exchange)| (plain.len(), exchange));
-    let Some((size, exchange)) = opened else {
-        return Ok(Err(Refusal::SealedRequest));
-    };
-    let content = match respond(model, size, timed) {
-        Ok(content) => content,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    if timed && content.ran {
-        sink.write_all(&head(TIMES, model.machine.instruction_count() as u64 * 8))?;
-        for time in model.machine.times() {
-            sink.write_all(&time.to_le_bytes())?;
-        }
-    }
-    match seal(&exchange, model.machine.message(), content.size) {
-        Some(frame) => {
-            sink.write_all(frame)?;
-            sink.flush()?;
-            Ok(Ok(()))
-        }
-        None => Ok(Err(Refusal::Abandoned)),
-    }
-}
-
-/// The content of a response in the message's memory.
-struct Content {
-    size: usize,
-    /// Whether a run went to its end.
-    ran: bool,
-}
-
-/// Replaces the opened request of `size` bytes in the message's memory by its response's content.
-/// Of the request, and of the outputs outside of the message, nothing is left.
-fn respond(model: &mut Model, size: usize, timed: bool) -> Result<Content, Refusal> {
-    let Model { machine, format } = model;
-    let memory = machine.message();
-    let content = memory.get_mut(CONTENT..).unwrap_or_default();
-    let plain = content.get_mut(..size).unwrap_or_default();
-    let read = format.read(plain);
-    let done = |size: Option<usize>, ran| {
-        size.map(|size| Content { size, ran })
-            .ok_or(Refusal::Abandoned)
-    };
-    let tensors = match read {
-        Ok(Request::Predict { tensors }) => tensors,
-        Ok(Request::Describe) => {
-            wipe(plain);
-            return done(format.write_description(content), false);
-        }
-        Err(wrong) => {
-            wipe(plain);
-            return done(message::write_wrong(&wrong, content), false);
-        }
-    };
-    machine.read_inputs(CONTENT + tensors);
-    wipe(
-        machine
-            .message()
-            .get_mut(CONTENT..CONTENT + size)
-            .unwrap_or_default(),
-    );
-    let ran = machine.run(timed);
-    let content = machine.message().get_mut(CONTENT..).unwrap_or_default();
-    let response = match ran {
-        Ok(()) => {
-            let written = format.write_outputs(content);
-            if let Some((_, tensors)) = written {
-                machine.write_outputs(CONTENT + tensors);
-            }
-            done(written.map(|(size, _)| size), true)
-        }
-        // The request's fault, not the model's: every run writes what it reads, so nothing of
-        // this one reaches the next.
-        Err(Refusal::Index { size }) => {
-            done(message::write_wrong(&Wrong::Index { size }, content), false)
-        }
-        Err(refusal) => Err(refusal),
-    };
-    machine.wipe();
-    response
-}
-
-/// Seals the first `size` bytes of content in place; the whole frame.
-fn seal<'m>(exchange: &Exchange, memory: &'m mut [u8], size: usize) -> Option<&'m [u8]> {
-    let end = CONTENT.checked_add(size)?.checked_add(TAG_SIZE)?;
-    let frame = memory.get_mut(HEAD..end)?;
-    let (start, rest) = frame.split_first_chunk_mut::<HEAD_SIZE>()?;
-    *start = head(RESULT, rest.len() as u64);
-    let (nonce, sealed) = rest.split_first_chunk_mut::<NONCE_SIZE>()?;
-    let (plain, tag) = sealed.split_last_chunk_mut::<TAG_SIZE>()?;
-    exchange.answer(RESPONSE_LABEL, nonce, plain, tag)?;
-    Some(frame)
+    source.read_exact(&mut bytes)?;
+    let count = u32::from_le_bytes(bytes) as usize;
+    Ok(if (2..=slots).contains(&count) {
+        Ok(count)
+    } else {
+        Err(Refusal::BatchCount { slots })
+    })
 }
 
 #[cfg(test)]

@@ -37,7 +37,15 @@ pub enum Refusal {
     UnknownFrame {
         kind: u32,
     },
-    /// A RUN before the KEY.
+    /// A BATCH of fewer requests than two, or of more than there are slots.
+    BatchCount {
+        slots: usize,
+    },
+    /// A frame within a batch that is no RUN.
+    InBatch {
+        kind: u32,
+    },
+    /// A RUN or BATCH before the KEY.
     Locked,
     /// A KEY after the KEY.
     Unlocked,
@@ -46,12 +54,12 @@ pub enum Refusal {
         what: &'static str,
         errno: i32,
     },
-    /// A gather's index lies outside `-size..size`; which one it is, is the sender's secret.
-    Index {
-        size: u64,
-    },
     /// The messages of the model would be absurdly large.
     Messages,
+    /// A rung that the model does not have; it has `count`.
+    Rung {
+        count: usize,
+    },
     System {
         what: &'static str,
         errno: i32,
@@ -89,6 +97,7 @@ pub enum ProgramFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Layout,
+    Rung(usize),
     Input(usize),
     Output(usize),
     Chunk(usize),
@@ -107,6 +116,10 @@ pub enum Fault {
     ChunkSize,
     ResidentPlace,
     ResidentOverlap,
+    Order,
+    RungCount,
+    RungOrder,
+    RungSize,
     ChunkUnused,
     Rank,
     EmptyDimension,
@@ -134,7 +147,6 @@ pub enum Fault {
     CutPanels,
     CutDepth,
     CutChunkSize,
-    ChunkLargerThanStaging,
     ResidualInCutDepth,
     TileBlock,
     WorkspaceTooSmall,
@@ -154,16 +166,17 @@ impl Refusal {
             Refusal::KeyFrame | Refusal::SealedKey | Refusal::WrongKey => "key",
             Refusal::Header(_) => "header",
             Refusal::Program(_) => "program",
-            Refusal::Invalid { .. } | Refusal::Messages => "invalid",
+            Refusal::Invalid { .. } | Refusal::Messages | Refusal::Rung { .. } => "invalid",
             Refusal::Parameters { .. } => "parameters",
             Refusal::RequestSize { .. }
             | Refusal::SealedRequest
             | Refusal::NonceSize { .. }
             | Refusal::UnknownFrame { .. }
+            | Refusal::BatchCount { .. }
+            | Refusal::InBatch { .. }
             | Refusal::Locked
             | Refusal::Unlocked => "request",
             Refusal::Quote { .. } => "quote",
-            Refusal::Index { .. } => "index",
             Refusal::System { .. }
             | Refusal::UnknownIsa
             | Refusal::UnavailableIsa { .. }
@@ -217,15 +230,24 @@ impl fmt::Display for Refusal {
                 write!(f, "a nonce of {actual} bytes; it must have 16 to 64")
             }
             Refusal::UnknownFrame { kind } => write!(f, "a frame of unknown kind {kind}"),
+            Refusal::BatchCount { slots } => write!(
+                f,
+                "a batch has 2 requests or more, and at most one for each slot, of which there \
+                 are {slots}"
+            ),
+            Refusal::InBatch { kind } => {
+                write!(f, "a frame of kind {kind} where a batch's RUN was due")
+            }
             Refusal::Locked => write!(f, "a request before the model's key"),
             Refusal::Unlocked => write!(f, "the model has its key already"),
             Refusal::Quote { what, errno } => {
                 write!(f, "{what}: {}", std::io::Error::from_raw_os_error(*errno))
             }
-            Refusal::Index { size } => {
-                write!(f, "gather: an index lies outside a dimension of {size}")
-            }
             Refusal::Messages => write!(f, "the inputs or outputs are absurdly large"),
+            Refusal::Rung { count } => write!(
+                f,
+                "the model has no such rung: it has {count}, the first is number 0"
+            ),
             Refusal::System { what, errno } => {
                 write!(f, "{what}: {}", std::io::Error::from_raw_os_error(*errno))
             }
@@ -249,7 +271,7 @@ impl fmt::Display for HeaderFault {
             HeaderFault::TooShort => write!(f, "the file ends before the header does"),
             HeaderFault::Magic => write!(f, "this is no sealed model (wrong magic)"),
             HeaderFault::Version { found } => {
-                write!(f, "format version {found}; this enclave reads version 1")
+                write!(f, "format version {found}; this enclave reads version 2")
             }
             HeaderFault::Sizes { expected, actual } => {
                 write!(
@@ -291,6 +313,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::Layout => write!(f, "layout"),
+            Place::Rung(i) => write!(f, "rung {i}"),
             Place::Input(i) => write!(f, "program input {i}"),
             Place::Output(i) => write!(f, "program output {i}"),
             Place::Chunk(i) => write!(f, "chunk {i}"),
@@ -309,9 +332,17 @@ impl fmt::Display for Fault {
             Fault::ThreadCount => "the thread count is not in 1..=256",
             Fault::HeaderDisagrees => "the public header says otherwise",
             Fault::ChunkSize => "the size is no positive multiple of 64",
-            Fault::ResidentPlace => "lies outside the resident region or is misaligned",
+            Fault::ResidentPlace => {
+                "lies outside the fixed part of the resident region or is misaligned"
+            }
             Fault::ResidentOverlap => "overlaps another resident chunk",
-            Fault::ChunkUnused => "streamed, yet no instruction reads it",
+            Fault::Order => "the order is not of all chunks without a fixed place, each once",
+            Fault::RungCount => "no rung, more than 64, or a default rung that is none of them",
+            Fault::RungOrder => {
+                "keeps no more chunks than the rung before it, or more than there are"
+            }
+            Fault::RungSize => "resident or staging size are not those of its chunks",
+            Fault::ChunkUnused => "optional, yet no instruction reads it",
             Fault::Rank => "wrong number of dimensions",
             Fault::EmptyDimension => "a dimension of zero",
             Fault::StrideTooLarge => "a stride of more than 2^40",
@@ -338,7 +369,6 @@ impl fmt::Display for Fault {
             Fault::CutPanels => "panels per chunk do not fit the layer",
             Fault::CutDepth => "depth per chunk does not fit the layer",
             Fault::CutChunkSize => "a chunk's size does not fit the layer",
-            Fault::ChunkLargerThanStaging => "a streamed chunk is larger than the staging buffer",
             Fault::ResidualInCutDepth => "may not be the output when the depth is cut",
             Fault::TileBlock => "the tile block is not in 1..=32",
             Fault::WorkspaceTooSmall => "the workspace is too small",

@@ -3,7 +3,7 @@
 //! Everything is copied out of the host's mapping before it is looked at.
 
 use crate::pool::Mapping;
-use crate::program::{DType, Program, TAG_SIZE};
+use crate::program::{DType, Program, Rung, TAG_SIZE};
 use crate::refusal::{HeaderFault, ProgramFault, Refusal};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{constant_time, digest, hkdf};
@@ -13,7 +13,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 const MAGIC: [u8; 7] = *b"VESSEL\0";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const PREFIX_SIZE: u64 = 16;
 const CHUNK_ALIGNMENT: u64 = 64;
 /// Bytes of a model's digest.
@@ -41,13 +41,19 @@ pub struct Header {
     pub build_id: [u8; 32],
     #[cbor(n(1), with = "minicbor::bytes")]
     pub key_check: [u8; 16],
+    /// I/O and arena: what one request takes.
     #[n(2)]
-    pub pool_size: u64,
+    pub slot_size: u64,
     #[n(3)]
-    pub thread_count: u32,
+    pub rungs: Vec<Rung>,
+    /// The rung of who names none.
     #[n(4)]
-    pub inputs: Vec<Port>,
+    pub rung: u32,
     #[n(5)]
+    pub thread_count: u32,
+    #[n(6)]
+    pub inputs: Vec<Port>,
+    #[n(7)]
     pub outputs: Vec<Port>,
 }
 

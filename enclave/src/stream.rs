@@ -1,15 +1,14 @@
 //! A worker's way to the parameters: its staging buffer, and the chunk it holds decrypted.
 
+use crate::layout::Placed;
 use crate::pool::Pool;
-use crate::program::Program;
 use crate::refusal::Refusal;
 use crate::sealed::Parameters;
-use crate::validate::Valid;
 
 /// One worker's staging buffer and opener, for one run.
 pub struct Stream<'a> {
     pool: &'a Pool,
-    program: &'a Program,
+    program: &'a Placed,
     parameters: &'a Parameters,
     staging_offset: u64,
     held: Option<u32>,
@@ -19,7 +18,7 @@ impl<'a> Stream<'a> {
     /// The stream of worker `index`, holding nothing.
     pub fn new(
         pool: &'a Pool,
-        program: &'a Valid<Program>,
+        program: &'a Placed,
         parameters: &'a Parameters,
         index: usize,
     ) -> Self {
@@ -46,7 +45,7 @@ impl<'a> Stream<'a> {
     pub fn chunk(&mut self, index: u32) -> Result<&[f32], Refusal> {
         let refusal = Refusal::Parameters { chunk: index };
         let chunk = self.program.chunks.get(index as usize).ok_or(refusal)?;
-        if let Some(offset) = chunk.resident_offset {
+        if let Some(offset) = self.program.resident_offset(index) {
             // SAFETY: resident chunks are decrypted before the first run; the validator lets no
             // instruction write to their region. Their offsets are multiples of 64.
             return Ok(unsafe { self.pool.floats(offset, chunk.size) });

@@ -1,9 +1,12 @@
 //! What tests share: sealing a program, and running one from inputs to outputs.
 
 use crate::kernels::Isa;
+use crate::layout::{Placed, Shape};
 use crate::machine::Machine;
 use crate::message::Format;
-use crate::program::{Chunk, DType, Instruction, Layout, Map, MapOp, Program, TAG_SIZE, View};
+use crate::program::{
+    Chunk, DType, Instruction, Map, MapOp, Program, Regions, Rung, TAG_SIZE, View,
+};
 use crate::protocol;
 use crate::refusal::Refusal;
 use crate::sealed::{Header, Opened, Port, Sealed, cipher, derive};
@@ -70,28 +73,31 @@ pub fn from_bytes(bytes: &[u8]) -> Vec<f32> {
 pub struct Model {
     pub program: Program,
     pub chunks: Vec<Vec<u8>>,
+    /// Optional chunks that are resident, by rung; the first rung is the default.
+    pub rungs: Vec<u32>,
 }
 
 impl Model {
     /// `io_size` bytes of I/O and as many of arena; no chunks; 2 threads.
     pub fn new(io_size: u64, inputs: Vec<View>, outputs: Vec<View>) -> Self {
-        let layout = Layout {
+        let regions = Regions {
             io_size,
             arena_size: io_size,
-            resident_size: 0,
-            staging_size: 0,
+            fixed_size: 0,
             thread_count: 2,
         };
         let program = Program {
-            layout,
+            regions,
             inputs,
             outputs,
             chunks: vec![],
             instructions: vec![],
+            order: vec![],
         };
         Model {
             program,
             chunks: vec![],
+            rungs: vec![0],
         }
     }
 
@@ -100,21 +106,33 @@ impl Model {
         self
     }
 
-    /// Adds a streamed chunk, or one at `resident_offset`; its bytes are padded to 64.
-    pub fn chunk(&mut self, mut plain: Vec<u8>, resident_offset: Option<u64>) -> u32 {
+    /// Adds an optional chunk, or one fixed at `fixed_offset`; its bytes are padded to 64.
+    pub fn chunk(&mut self, mut plain: Vec<u8>, fixed_offset: Option<u64>) -> u32 {
         plain.resize(plain.len().next_multiple_of(64), 0);
-        let size = plain.len() as u64;
-        let layout = &mut self.program.layout;
-        if resident_offset.is_none() {
-            layout.staging_size = layout.staging_size.max(size);
+        let index = self.chunks.len() as u32;
+        if fixed_offset.is_none() {
+            self.program.order.push(index);
         }
         self.program.chunks.push(Chunk {
-            size,
-            resident_offset,
+            size: plain.len() as u64,
+            fixed_offset,
             tag: [0; TAG_SIZE],
         });
         self.chunks.push(plain);
-        self.chunks.len() as u32 - 1
+        index
+    }
+
+    fn rung(&self, resident_count: u32) -> Rung {
+        let chunks = &self.program.chunks;
+        let sizes = self.program.order.iter();
+        let mut sizes = sizes.filter_map(|&i| chunks.get(i as usize).map(|chunk| chunk.size));
+        let kept = sizes.by_ref().take(resident_count as usize);
+        let fixed_size = self.program.regions.fixed_size;
+        Rung {
+            resident_count,
+            resident_size: kept.fold(fixed_size, u64::saturating_add),
+            staging_size: sizes.max().unwrap_or(0),
+        }
     }
 
     pub fn header(&self) -> Header {
@@ -123,13 +141,16 @@ impl Model {
             dtype: view.dtype,
             shape: view.shape.clone(),
         };
+        let regions = &self.program.regions;
         let mut key_check = [0; 16];
         derive(&KEY, &BUILD, b"vessels v1 key check", &mut key_check).expect("derives");
         Header {
             build_id: BUILD,
             key_check,
-            pool_size: self.program.layout.size(),
-            thread_count: self.program.layout.thread_count,
+            slot_size: regions.io_size.saturating_add(regions.arena_size),
+            rungs: self.rungs.iter().map(|&count| self.rung(count)).collect(),
+            rung: 0,
+            thread_count: regions.thread_count,
             inputs: self.program.inputs.iter().map(port).collect(),
             outputs: self.program.outputs.iter().map(port).collect(),
         }
@@ -156,7 +177,7 @@ impl Model {
         while !(16 + header.len() + plain.len() + TAG_SIZE).is_multiple_of(64) {
             plain.push(0);
         }
-        let mut file = b"VESSEL\0\x01".to_vec();
+        let mut file = b"VESSEL\0\x02".to_vec();
         file.extend((header.len() as u32).to_le_bytes());
         file.extend((plain.len() as u32).to_le_bytes());
         file.extend(header);
@@ -171,7 +192,23 @@ impl Model {
 
     /// Seals, opens, validates and loads, with the form of its messages.
     pub fn load(&self, isa: Isa, threads: usize) -> Result<protocol::Model, Refusal> {
-        load(&self.seal(), &KEY, isa, threads)
+        self.load_slots(isa, threads, 1)
+    }
+
+    /// As [`Model::load`], with this many slots.
+    pub fn load_slots(
+        &self,
+        isa: Isa,
+        threads: usize,
+        slots: usize,
+    ) -> Result<protocol::Model, Refusal> {
+        load_slots(&self.seal(), &KEY, isa, threads, slots)
+    }
+
+    /// Validates, and lays out as asked for.
+    pub fn place(&self, shape: Shape) -> Result<Placed, Refusal> {
+        let header = self.header();
+        Placed::new(validate(self.program.clone(), &header)?, &header, shape)
     }
 
     /// Outputs of one run for the bytes of all inputs.
@@ -192,15 +229,42 @@ pub fn load(
     isa: Isa,
     threads: usize,
 ) -> Result<protocol::Model, Refusal> {
+    load_slots(file, key, isa, threads, 1)
+}
+
+/// As [`load`], with this many slots.
+pub fn load_slots(
+    file: &[u8],
+    key: &[u8; 32],
+    isa: Isa,
+    threads: usize,
+    slots: usize,
+) -> Result<protocol::Model, Refusal> {
+    let shape = Shape {
+        threads: Some(threads as u32),
+        ..Shape::default()
+    };
+    load_shaped(file, key, isa, shape, slots)
+}
+
+/// As [`load_slots`], at a rung.
+pub fn load_shaped(
+    file: &[u8],
+    key: &[u8; 32],
+    isa: Isa,
+    shape: Shape,
+    slots: usize,
+) -> Result<protocol::Model, Refusal> {
     let opened = open(file, key)?;
     let program = validate(opened.program, &opened.header)?;
+    let placed = Placed::new(program, &opened.header, shape)?;
     let format = Format::new(&opened.header).expect("is not absurd");
     let size = protocol::Model::message_size(&format);
     let machine = Machine::load(
-        program,
+        placed,
         opened.parameters,
         isa,
-        threads,
+        slots,
         size,
         &crate::pool::anonymous,
     )?;
@@ -214,21 +278,39 @@ fn size_of(view: &View) -> usize {
 
 /// Outputs of one run for the bytes of all inputs, one after the other; more are ignored.
 pub fn run(machine: &mut Machine, program: &Program, inputs: &[u8]) -> Result<Vec<u8>, Refusal> {
-    let (mut from, mut to) = (0, 0);
-    for size in program.inputs.iter().map(size_of) {
-        machine.message()[to..to + size].copy_from_slice(&inputs[from..from + size]);
-        from += size;
-        to += size.next_multiple_of(64);
+    let mut outputs = run_batch(machine, program, &[(0, inputs)])?;
+    Ok(outputs.remove(0))
+}
+
+/// Outputs of one run for the bytes of all inputs of each slot it takes.
+pub fn run_batch(
+    machine: &mut Machine,
+    program: &Program,
+    inputs: &[(usize, &[u8])],
+) -> Result<Vec<Vec<u8>>, Refusal> {
+    for (slot, bytes) in inputs {
+        let (mut from, mut to) = (0, 0);
+        for size in program.inputs.iter().map(size_of) {
+            let message = machine.message(*slot);
+            message[to..to + size].copy_from_slice(&bytes[from..from + size]);
+            from += size;
+            to += size.next_multiple_of(64);
+        }
+        machine.read_inputs(*slot, 0);
     }
-    machine.read_inputs(0);
-    machine.run(false)?;
-    machine.write_outputs(0);
-    let (mut outputs, mut at) = (vec![], 0);
-    for size in program.outputs.iter().map(size_of) {
-        outputs.extend(&machine.message()[at..at + size]);
-        at += size.next_multiple_of(64);
+    let used = inputs.iter().fold(0, |used, (slot, _)| used | 1 << slot);
+    machine.run(used, false)?;
+    let mut all = vec![];
+    for &(slot, _) in inputs {
+        machine.write_outputs(slot, 0);
+        let (mut outputs, mut at) = (vec![], 0);
+        for size in program.outputs.iter().map(size_of) {
+            outputs.extend(&machine.message(slot)[at..at + size]);
+            at += size.next_multiple_of(64);
+        }
+        all.push(outputs);
     }
-    Ok(outputs)
+    Ok(all)
 }
 
 /// The bytes whose hexadecimal digits are the first value of this name in a JSON text.

@@ -7,16 +7,20 @@ check, seal. The command line is a thin layer over this module and :mod:`vessels
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vessels.cost import estimated_ns
 from vessels.draw import draw
 from vessels.errors import UsageError
 from vessels.figures import Figures, figures
 from vessels.files import check_destination
+from vessels.header import Header
+from vessels.ladder import Ladder
 from vessels.ports import Port
-from vessels.seal import Header, create_key, load_key, open_sealed, read_header, seal
+from vessels.program import Program
+from vessels.seal import create_key, load_key, open_sealed, read_header, seal
 
 if TYPE_CHECKING:
     import onnx
@@ -29,21 +33,46 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a model; ``figures`` only with the key, but for the pool's size."""
+    """What is known of a model: of ``figures`` and ``estimated_ms`` only with its key.
+
+    ``figures`` are those of the default rung; ``estimated_ms`` is for each rung of ``ladder`` what
+    the planner expects of a run, to compare rungs with each other: it is no promise.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    pool_size: int
-    thread_count: int
+    ladder: Ladder
     figures: Figures | None
+    estimated_ms: tuple[float, ...] | None
+
+    @property
+    def pool_size(self) -> int:
+        """Bytes of the pool at the default rung, for one slot and all threads."""
+        return self.ladder.pool_size()
+
+    @property
+    def thread_count(self) -> int:
+        """Most worker threads."""
+        return self.ladder.thread_count
 
     def as_json(self) -> dict[str, Any]:
         """As ``vessels inspect --json`` prints it; sizes in bytes."""
         known = {"pool_size": self.pool_size, "thread_count": self.thread_count}
+        estimated = self.estimated_ms or (None,) * len(self.ladder.rungs)
         return {
             "inputs": [p.as_json() for p in self.inputs],
             "outputs": [p.as_json() for p in self.outputs],
             **(known if self.figures is None else self.figures.as_json()),
+            "slot_size": self.ladder.slot_size,
+            "rung": self.ladder.default,
+            "rungs": [
+                {
+                    **asdict(rung),
+                    "pool_size": self.ladder.pool_size(number),
+                    **({} if ms is None else {"estimated_ms": ms}),
+                }
+                for number, (rung, ms) in enumerate(zip(self.ladder.rungs, estimated, strict=True))
+            ],
         }
 
 
@@ -64,9 +93,11 @@ def build(
     ``key`` is a key file, created with mode 0600 if there is none, or the 32 bytes themselves; one
     key may seal many builds. ``shapes`` fixes dynamic inputs. ``memory`` is the most bytes the
     pool may take: parameters stay resident as far as they fit; without it all of them stream,
-    and with ``resident`` none does. ``threads`` is the most worker threads the pool has room for.
-    ``policy`` is ``"planned"``, or ``"conventional"`` for the memory of today's systems, to compare
-    with: all parameters resident, every tensor and workspace in memory of its own, no budget.
+    and with ``resident`` none does. That is the default rung; who runs the model may choose
+    another, from nearly nothing resident to all of it. ``threads`` is the most worker threads the
+    pool has room for. ``policy`` is ``"planned"``, or ``"conventional"`` for the memory of today's
+    systems, to compare with: all parameters resident, every tensor and workspace in memory of its
+    own, no budget, one rung.
 
     Raises :class:`~vessels.errors.ModelError` (no ONNX, shapes missing),
     :class:`~vessels.errors.UnsupportedError` (all unsupported nodes at once),
@@ -90,7 +121,7 @@ def build(
     elif secret is None:
         secret = create_key(Path(key))
     seal(plan, secret, output, progress=lambda part: report("sealing", part))
-    return _inspection(read_header(output), figures(plan.program))
+    return _inspection(read_header(output), plan.program)
 
 
 def compile_model(
@@ -132,7 +163,7 @@ def inspect(path: str | Path, *, key: str | Path | bytes | None = None) -> Inspe
     """
     path = Path(path)
     program = None if key is None else open_sealed(path, _loaded(key))
-    return _inspection(read_header(path), None if program is None else figures(program))
+    return _inspection(read_header(path), program)
 
 
 def plot(
@@ -151,11 +182,13 @@ def _loaded(key: str | Path | bytes) -> bytes:
     return key if isinstance(key, bytes) else load_key(Path(key))
 
 
-def _inspection(header: Header, sizes: Figures | None) -> Inspection:
+def _inspection(header: Header, program: Program | None) -> Inspection:
     return Inspection(
         inputs=Port.of(header.inputs),
         outputs=Port.of(header.outputs),
-        pool_size=header.pool_size,
-        thread_count=header.thread_count,
-        figures=sizes,
+        ladder=Ladder.of(header),
+        figures=None if program is None else figures(program),
+        estimated_ms=None
+        if program is None
+        else tuple(estimated_ns(program.at(k)) / 1e6 for k in range(len(program.rungs))),
     )

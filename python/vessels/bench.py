@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,12 +40,19 @@ cores the other one needs."""
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ``vessels bench``: medians in milliseconds, memory in bytes."""
+    """One line of ``vessels bench``: medians in milliseconds, memory in bytes.
+
+    ``vessels_ms`` is a whole prediction. Of it, ``enclave_ms`` is from a sealed request to a sealed
+    answer, measured with the same request again and again, and ``sealing_ms`` is the sealing of
+    the request before. The ``ratio`` is of the whole.
+    """
 
     model: str
     threads: int
     mode: Mode
     vessels_ms: float
+    enclave_ms: float
+    sealing_ms: float
     onnxruntime_ms: float
     ratio: float
     pool_size: int
@@ -111,9 +119,16 @@ def bench(
                         plain = onnxruntime_memory(model, inputs, thread_count)
                     if session is None:
                         session = onnxruntime_session(model, thread_count)
-                    ours, theirs = _in_turn(
-                        lambda e=enclave, i=inputs: e.run(i),  # type: ignore[misc]
-                        lambda s=session, i=inputs: s.run(None, i),  # type: ignore[misc]
+                    request = enclave.sealed(inputs)
+                    [theirs], [ours, inside, sealing] = _in_turn(
+                        [
+                            [partial(session.run, None, inputs)],
+                            [
+                                partial(enclave.run, inputs),
+                                partial(enclave.exchange, request),
+                                partial(enclave.sealed, inputs),
+                            ],
+                        ],
                         seconds,
                         lambda part, m=mode, t=thread_count: report(  # type: ignore[misc]
                             f"{model.stem}, {t} threads, {m}", part
@@ -124,6 +139,8 @@ def bench(
                         threads=thread_count,
                         mode=mode,
                         vessels_ms=ours,
+                        enclave_ms=inside,
+                        sealing_ms=sealing,
                         onnxruntime_ms=theirs,
                         ratio=ours / theirs,
                         pool_size=enclave.ready.pool_size,
@@ -261,32 +278,30 @@ def describe(instruction: Instruction) -> str:
 
 
 def _in_turn(
-    ours: Callable[[], object],
-    theirs: Callable[[], object],
+    turns: Sequence[Sequence[Callable[[], object]]],
     seconds: float,
     report: Callable[[float], None],
-) -> tuple[float, float]:
-    """Median milliseconds of both, in turn (A B A B …) for about ``seconds``."""
+) -> list[list[float]]:
+    """Median milliseconds of all work in each of ``turns``, one after the other for ``seconds``."""
     for _ in range(_WARMUP_COUNT):
-        theirs()
-        ours()
-    our_times: list[float] = []
-    their_times: list[float] = []
+        for works in turns:
+            works[0]()
+    rounds: list[list[list[float]]] = []
     end = time.perf_counter() + seconds
-    while len(our_times) < _MIN_ROUNDS or (
-        time.perf_counter() < end and len(our_times) < _MAX_ROUNDS
-    ):
-        their_times.append(_turn(theirs))
-        our_times.append(_turn(ours))
+    while len(rounds) < _MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < _MAX_ROUNDS):
+        rounds.append([_turn(works) for works in turns])
         report(max(0.0, min(1.0, 1 - (end - time.perf_counter()) / seconds)))
-    return statistics.median(our_times) * 1e3, statistics.median(their_times) * 1e3
+    return [
+        [statistics.median(times) * 1e3 for times in zip(*turn, strict=True)]
+        for turn in zip(*rounds, strict=True)
+    ]
 
 
-def _turn(work: Callable[[], object]) -> float:
-    """Seconds of one run in a turn: after a rest, and a run that brings back caches and threads."""
+def _turn(works: Sequence[Callable[[], object]]) -> list[float]:
+    """Seconds of each in a turn: after a rest, and a run that brings back caches and threads."""
     time.sleep(_PAUSE_SECONDS)
-    work()
-    return _seconds(work)
+    works[0]()
+    return [_seconds(work) for work in works]
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -1,6 +1,6 @@
 """Check: every rule a planned program must keep; shares no code with the planner.
 
-``docs/format.md`` numbers the rules (V1 to V14); the enclave's validator refuses by the same ones.
+``docs/format.md`` numbers the rules (V1 to V16); the enclave's validator refuses by the same ones.
 Here data has an owner as well, its buffer: bytes that another buffer has overwritten while they
 are still to be read are found, which no reader of the sealed program could tell. Raises
 :class:`PlanError` on the first rule broken.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from vessels.check_ladder import check_ladder
 from vessels.check_shapes import check_cut, check_shapes
 from vessels.errors import PlanError
 from vessels.program import (
@@ -41,13 +42,15 @@ _SCRATCH = -3
 def check(program: Program) -> None:
     """Raise :class:`PlanError`, naming rule and instruction, unless ``program`` keeps all rules.
 
-    Under a second for ResNet-152; takes four bytes for each four bytes of io and arena.
+    Under a second for ResNet-152; takes four bytes for each four bytes of io and arena. It holds
+    for every rung: only fixed chunks, which are where they are in all of them, have views.
     """
     _check_layout(program)
     _check_chunks(program)
+    fixed_end = check_ladder(program)
     for index, instruction in enumerate(program.instructions):
         try:
-            _check_views(program, instruction)
+            _check_views(program, instruction, fixed_end)
             check_shapes(instruction)
             check_cut(instruction, program.chunks, program.layout.thread_count)
         except PlanError as error:
@@ -55,7 +58,7 @@ def check(program: Program) -> None:
     for port in (*program.inputs, *program.outputs):
         _check_port(program, port.name, port.view)
     _check_references(program)
-    _Memory(program).run()
+    _Memory(program, fixed_end).run()
 
 
 def _check_layout(program: Program) -> None:
@@ -89,19 +92,19 @@ def _check_chunks(program: Program) -> None:
         at = high
 
 
-def _check_views(program: Program, instruction: Instruction) -> None:
+def _check_views(program: Program, instruction: Instruction, fixed_end: int) -> None:
     for view in instruction.reads:
-        _check_view(program, view, writes=False)
+        _check_view(program, view, fixed_end, "readable")
+    slot_end = program.layout.resident_offset
     for view in instruction.writes:
-        _check_view(program, view, writes=True)
+        _check_view(program, view, slot_end, "writable")
     if instruction.scratch is not None:
-        _check_view(program, instruction.scratch, writes=True)
+        _check_view(program, instruction.scratch, slot_end, "writable")
         if program.offsets[instruction.scratch.buffer] % ALIGNMENT:
             raise PlanError("V5 view: the workspace is not aligned.")
 
 
-def _check_view(program: Program, view: View, *, writes: bool) -> None:
-    layout = program.layout
+def _check_view(program: Program, view: View, limit: int, regions: str) -> None:
     rank = len(view.shape)
     if rank > MAX_RANK or rank != len(view.strides) or any(d < 1 for d in view.shape):
         raise PlanError(f"V5 view: shape {view.shape} with strides {view.strides} is malformed.")
@@ -111,10 +114,11 @@ def _check_view(program: Program, view: View, *, writes: bool) -> None:
     base = program.offsets[view.buffer]
     if (base + view.offset) % view.dtype.size:
         raise PlanError(f"V5 view: address {base + view.offset} is not aligned to its dtype.")
-    limit = layout.resident_offset if writes else layout.staging_offset
     if base + low < 0 or base + high > limit:
-        what = "writable regions" if writes else "readable regions"
-        raise PlanError(f"V6 region: bytes {base + low}..{base + high} are outside of the {what}.")
+        where = f"{base + low}..{base + high}"
+        raise PlanError(f"V6 region: bytes {where} are outside of the {regions} regions.")
+    if base + low < program.layout.slot_size < base + high:
+        raise PlanError(f"V6 region: bytes {base + low}..{base + high} leave their slot.")
 
 
 def _check_port(program: Program, name: str, view: View) -> None:
@@ -125,13 +129,14 @@ def _check_port(program: Program, name: str, view: View) -> None:
 
 
 def _check_references(program: Program) -> None:
-    """Every chunk is read by exactly one instruction, or is a resident constant's."""
+    """Every chunk is read by exactly one instruction, or is fixed."""
     seen = [0] * len(program.chunks)
     for instruction in program.instructions:
         for index in _chunks_of(instruction):
             seen[index] += 1
-    for index, (count, chunk) in enumerate(zip(seen, program.chunks, strict=True)):
-        if count > 1 or (count == 0 and chunk.resident_offset is None):
+    optional = set(program.order)
+    for index, count in enumerate(seen):
+        if count > 1 or (count == 0 and index in optional):
             raise PlanError(f"V8 chunk {index} is read by {count} instructions.")
 
 
@@ -162,20 +167,21 @@ def _may_share(instruction: Instruction, read: View) -> bool:
 class _Memory:
     """The pool as cells of the smallest element in use, each owned by a buffer."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, fixed_end: int) -> None:
         self.program = program
         views = [v for i in program.instructions for v in (*i.reads, *i.writes)]
         views += [p.view for p in (*program.inputs, *program.outputs)]
         self.cell_size = min((v.dtype.size for v in views), default=4)
-        count = program.layout.staging_offset // self.cell_size
+        count = fixed_end // self.cell_size
         self.owner = np.full(count, _NOBODY, np.int32)
         self.mark = np.zeros(count, np.bool_)
         self.numbers: dict[Buffer, int] = {}
 
     def run(self) -> None:
         """Go through the program once, as the enclave will."""
-        for chunk in self.program.chunks:
-            if chunk.resident_offset is not None:
+        optional = set(self.program.order)
+        for index, chunk in enumerate(self.program.chunks):
+            if index not in optional and chunk.resident_offset is not None:
                 first = chunk.resident_offset // self.cell_size
                 self.owner[first : first + chunk.size // self.cell_size] = _RESIDENT
         for port in self.program.inputs:

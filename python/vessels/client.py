@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
-
-import httpx2
+from typing import Any, Self, TypeVar
 
 from vessels.attestation import (
     CollateralService,
@@ -23,33 +21,20 @@ from vessels.attestation import (
     VerifiedEvidence,
     Verifier,
 )
-from vessels.attestation.text import printable
 from vessels.client_exchange import (
-    MAX_ERROR_SIZE,
-    MEDIA_TYPE,
     Attest,
     AttestedModel,
     Exchanges,
+    Progress,
     Send,
     Step,
     Verify,
     Work,
-    refused,
 )
+from vessels.client_http import AsyncHttp, Http
 from vessels.enclave import Array
-from vessels.errors import ServerError
 
 __all__ = ["AsyncClient", "AttestedModel", "Client"]
-
-CONNECT_SECONDS = 10.0
-MAX_CONNECTIONS = 256
-
-# What was compressed by a host nobody trusts is not unpacked.
-_HEADERS = {"Accept-Encoding": "identity"}
-
-# A server may close an idle connection just as it is used again. Nothing happens but the same
-# answer if both of two equal requests arrive.
-_CLOSED = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
 
 T = TypeVar("T")
 
@@ -62,13 +47,10 @@ class _Base:
         url: str,
         policy: Policy | str | Path,
         collateral: CollateralSource | None,
-        timeout: float,
     ) -> None:
         rules = policy if isinstance(policy, Policy) else Policy.load(Path(policy))
         self._exchanges = Exchanges(url, rules)
         self._verifier = Verifier(rules, collateral or CollateralService())
-        self._limits = httpx2.Limits(max_connections=MAX_CONNECTIONS)
-        self._timeout = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
 
     @property
     def url(self) -> str:
@@ -82,9 +64,6 @@ class _Base:
 
     def _verify(self, step: Verify) -> VerifiedEvidence:
         return self._verifier.verify(step.evidence, nonce=step.nonce, model=step.model)
-
-    def _failed(self, error: Exception) -> NoReturn:
-        raise ServerError(f"{self.url} cannot be asked: {_why(error)}.") from error
 
 
 class Client(_Base):
@@ -109,19 +88,26 @@ class Client(_Base):
         collateral: CollateralSource | None = None,
         timeout: float = 60.0,
     ) -> None:
-        super().__init__(url, policy, collateral, timeout)
-        self._http = httpx2.Client(headers=_HEADERS, timeout=self._timeout, limits=self._limits)
+        super().__init__(url, policy, collateral)
+        self._http = Http(self.url, timeout)
         self._turns = {name: threading.Lock() for name in self.policy.models}
 
-    def predict(self, model: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One prediction: all inputs by name to all outputs by name."""
-        return self.predict_attested(model, inputs)[0]
+    def predict(
+        self, model: str, inputs: Mapping[str, Array], *, timeout: float | None = None
+    ) -> dict[str, Array]:
+        """One prediction: all inputs by name to all outputs by name.
+
+        Its answer is of use for ``timeout`` seconds from now. The server is told so, and refuses
+        at once what it cannot answer by then; afterwards it is a
+        :class:`~vessels.errors.DeadlineError`.
+        """
+        return self.predict_attested(model, inputs, timeout=timeout)[0]
 
     def predict_attested(
-        self, model: str, inputs: Mapping[str, Array]
+        self, model: str, inputs: Mapping[str, Array], *, timeout: float | None = None
     ) -> tuple[dict[str, Array], AttestedModel]:
         """As :meth:`predict`, and the attested model that gave the outputs."""
-        return self._run(self._exchanges.predict(model, inputs))
+        return self._run(self._exchanges.predict(model, inputs, timeout))
 
     def describe(self, model: str) -> AttestedModel:
         """The attested model: its evidence, inputs and outputs."""
@@ -152,24 +138,20 @@ class Client(_Base):
 
     def _run(self, work: Work[T]) -> T:
         """Do all steps of ``work``."""
-        result: Any = None
-        failure: Exception | None = None
-        while True:
+        progress = Progress(work)
+        while progress.step is not None:
             try:
-                step = work.send(result) if failure is None else work.throw(failure)
-            except StopIteration as end:
-                value: T = end.value
-                return value
-            result = failure = None
-            try:
-                result = self._do(step)
+                result = self._do(progress.step)
             except Exception as error:
-                failure = error
+                progress.failed(error)
+            else:
+                progress.done(result)
+        return progress.value
 
     def _do(self, step: Step) -> Any:
         match step:
             case Send():
-                return self._send(step)
+                return self._http.send(step)
             case Verify():
                 return self._verify(step)
             case Attest():
@@ -182,26 +164,7 @@ class Client(_Base):
             # Another thread may have been first.
             if (found := self._exchanges.at_hand(wish)) is not None:
                 return found
-            return self._run(self._exchanges.attest(wish.model))
-
-    def _send(self, step: Send) -> bytes:
-        try:
-            try:
-                return self._ask(step)
-            except _CLOSED:
-                return self._ask(step)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            self._failed(error)
-
-    def _ask(self, step: Send) -> bytes:
-        with self._http.stream(
-            step.method, step.url, content=step.body, headers=_content_headers(step)
-        ) as answer:
-            good = answer.status_code == 200
-            body = _whole(answer.iter_raw(), step.limit if good else MAX_ERROR_SIZE, self.url)
-        if not good:
-            raise refused(self.url, answer.status_code, body)
-        return body
+            return self._run(self._exchanges.attest(wish))
 
 
 class AsyncClient(_Base):
@@ -215,21 +178,26 @@ class AsyncClient(_Base):
         collateral: CollateralSource | None = None,
         timeout: float = 60.0,
     ) -> None:
-        super().__init__(url, policy, collateral, timeout)
-        self._http = httpx2.AsyncClient(
-            headers=_HEADERS, timeout=self._timeout, limits=self._limits
-        )
+        super().__init__(url, policy, collateral)
+        self._http = AsyncHttp(self.url, timeout)
         self._turns = {name: asyncio.Lock() for name in self.policy.models}
 
-    async def predict(self, model: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One prediction: all inputs by name to all outputs by name."""
-        return (await self.predict_attested(model, inputs))[0]
+    async def predict(
+        self, model: str, inputs: Mapping[str, Array], *, timeout: float | None = None
+    ) -> dict[str, Array]:
+        """One prediction: all inputs by name to all outputs by name.
+
+        Its answer is of use for ``timeout`` seconds from now. The server is told so, and refuses
+        at once what it cannot answer by then; afterwards it is a
+        :class:`~vessels.errors.DeadlineError`.
+        """
+        return (await self.predict_attested(model, inputs, timeout=timeout))[0]
 
     async def predict_attested(
-        self, model: str, inputs: Mapping[str, Array]
+        self, model: str, inputs: Mapping[str, Array], *, timeout: float | None = None
     ) -> tuple[dict[str, Array], AttestedModel]:
         """As :meth:`predict`, and the attested model that gave the outputs."""
-        return await self._run(self._exchanges.predict(model, inputs))
+        return await self._run(self._exchanges.predict(model, inputs, timeout))
 
     async def describe(self, model: str) -> AttestedModel:
         """The attested model: its evidence, inputs and outputs."""
@@ -246,7 +214,7 @@ class AsyncClient(_Base):
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -261,24 +229,20 @@ class AsyncClient(_Base):
 
     async def _run(self, work: Work[T]) -> T:
         """Do all steps of ``work``."""
-        result: Any = None
-        failure: Exception | None = None
-        while True:
+        progress = Progress(work)
+        while progress.step is not None:
             try:
-                step = work.send(result) if failure is None else work.throw(failure)
-            except StopIteration as end:
-                value: T = end.value
-                return value
-            result = failure = None
-            try:
-                result = await self._do(step)
+                result = await self._do(progress.step)
             except Exception as error:
-                failure = error
+                progress.failed(error)
+            else:
+                progress.done(result)
+        return progress.value
 
     async def _do(self, step: Step) -> Any:
         match step:
             case Send():
-                return await self._send(step)
+                return await self._http.send(step)
             case Verify():
                 # It may wait for a service of collateral.
                 return await asyncio.to_thread(self._verify, step)
@@ -292,55 +256,4 @@ class AsyncClient(_Base):
             # Another task may have been first.
             if (found := self._exchanges.at_hand(wish)) is not None:
                 return found
-            return await self._run(self._exchanges.attest(wish.model))
-
-    async def _send(self, step: Send) -> bytes:
-        try:
-            try:
-                return await self._ask(step)
-            except _CLOSED:
-                return await self._ask(step)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            self._failed(error)
-
-    async def _ask(self, step: Send) -> bytes:
-        async with self._http.stream(
-            step.method, step.url, content=step.body, headers=_content_headers(step)
-        ) as answer:
-            good = answer.status_code == 200
-            limit = step.limit if good else MAX_ERROR_SIZE
-            body = await _whole_async(answer.aiter_raw(), limit, self.url)
-        if not good:
-            raise refused(self.url, answer.status_code, body)
-        return body
-
-
-def _content_headers(step: Send) -> dict[str, str]:
-    return {} if step.body is None else {"Content-Type": MEDIA_TYPE}
-
-
-def _whole(pieces: Iterator[bytes], limit: int, url: str) -> bytes:
-    body = bytearray()
-    for piece in pieces:
-        body += piece
-        _check_size(body, limit, url)
-    return bytes(body)
-
-
-async def _whole_async(pieces: AsyncIterator[bytes], limit: int, url: str) -> bytes:
-    body = bytearray()
-    async for piece in pieces:
-        body += piece
-        _check_size(body, limit, url)
-    return bytes(body)
-
-
-def _check_size(body: bytearray, limit: int, url: str) -> None:
-    if len(body) > limit:
-        raise ServerError(f"{url} sent more than the {limit} bytes that an answer may have.")
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, httpx2.TimeoutException):
-        return "it did not answer in time"
-    return printable(error) or type(error).__name__
+            return await self._run(self._exchanges.attest(wish))

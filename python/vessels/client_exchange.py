@@ -7,20 +7,23 @@ time (:class:`Send`, :class:`Verify`, :class:`Attest`) and is sent their results
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
+import time
 import urllib.parse
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vessels.attestation import Evidence, Policy, VerifiedEvidence, new_nonce
 from vessels.attestation.evidence import MAX_SIZE
 from vessels.attestation.fetch import evidence_url
 from vessels.attestation.text import printable
 from vessels.enclave import Array, checked_inputs
-from vessels.errors import AttestationError, EnclaveError, ServerError
+from vessels.errors import AttestationError, DeadlineError, EnclaveError, ServerError
 from vessels.ports import Port
 from vessels.sealed_messages import SUITE, RequestSealer, ResponseOpener
 
@@ -38,6 +41,11 @@ _ROOM = 1 << 20
 _UNKNOWN_MODEL = "unknown_model"
 _NOT_OPENED = "not_opened"
 _ENCLAVE_ENDED = "enclave_ended"
+
+_ENVIRONMENT = "vessels-environment"
+_DEADLINE = "vessels-deadline-ms"
+_MAX_DEADLINE_MS = 3_600_000
+_TIMER_SECONDS = 0.001
 
 T = TypeVar("T")
 
@@ -57,14 +65,50 @@ class AttestedModel:
         return now < min(quote.expires, quote.verified + FRESH)
 
 
+class Body:
+    """The body of a request, made when it is wanted: the server can read its head meanwhile."""
+
+    def __init__(self, size: int, make: Callable[[], bytes]) -> None:
+        self.size = size
+        self._make = functools.cache(make)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._make()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._make()
+
+
 @dataclass(frozen=True)
 class Send:
-    """A request over HTTP. Its result is the body of a good answer, of ``limit`` bytes at most."""
+    """A request over HTTP. Its result is the body of a good answer, of ``limit`` bytes at most.
+
+    ``deadline`` is when the answer is of no more use, as a time of :func:`time.monotonic`.
+    """
 
     method: str
     url: str
     limit: int
-    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    deadline: float | None = None
+
+    def all_headers(self) -> dict[str, str]:
+        """The headers, with the time that is left. Raises :class:`DeadlineError` if none is."""
+        if self.deadline is None:
+            return dict(self.headers)
+        left = math.ceil(self.seconds(math.inf) * 1000)
+        return {**self.headers, _DEADLINE: str(min(left, _MAX_DEADLINE_MS))}
+
+    def seconds(self, most: float) -> float:
+        """How long the answer may take, up to ``most``. Raises :class:`DeadlineError`."""
+        if self.deadline is None:
+            return most
+        left = self.deadline - time.monotonic()
+        # A timer may be a little early.
+        if left <= _TIMER_SECONDS:
+            raise DeadlineError(f"{self.url}: there was no answer before the deadline.")
+        return min(most, left)
 
 
 @dataclass(frozen=True)
@@ -85,10 +129,37 @@ class Attest:
 
     model: str
     instead_of: AttestedModel | None = None
+    deadline: float | None = None
 
 
 Step = Send | Verify | Attest
 Work = Generator[Step, Any, T]
+
+
+class Progress(Generic[T]):
+    """How far some work is: ``step`` is what to do next; when there is none, ``value`` is due."""
+
+    step: Step | None
+    value: T
+
+    def __init__(self, work: Work[T]) -> None:
+        self._work = work
+        self._go(lambda: next(work))
+
+    def done(self, result: Any) -> None:
+        """The step was done, with ``result``."""
+        self._go(lambda: self._work.send(result))
+
+    def failed(self, error: Exception) -> None:
+        """The step raised ``error``. Raises what the work makes of that."""
+        self._go(lambda: self._work.throw(error))
+
+    def _go(self, on: Callable[[], Step]) -> None:
+        try:
+            self.step = on()
+        except StopIteration as end:
+            self.step = None
+            self.value = end.value
 
 
 class Exchanges:
@@ -111,10 +182,11 @@ class Exchanges:
             return None
         return found
 
-    def attest(self, model: str) -> Work[AttestedModel]:
-        """Verify the enclave of ``model`` and ask it for the model's interface."""
-        nonce = new_nonce()
-        body = yield Send("GET", evidence_url(self.url, model, nonce), MAX_SIZE)
+    def attest(self, wish: Attest) -> Work[AttestedModel]:
+        """Verify the enclave of the model and ask it for the model's interface."""
+        model, nonce = wish.model, new_nonce()
+        url = evidence_url(self.url, model, nonce)
+        body = yield Send("GET", url, MAX_SIZE, deadline=wish.deadline)
         try:
             verified = yield Verify(Evidence.decode(body), nonce, model)
             claims = verified.claims
@@ -128,29 +200,31 @@ class Exchanges:
             request, opener = RequestSealer(claims.public_key, claims.model_digest).seal_describe()
         except EnclaveError as error:
             raise ServerError(f"{self.url}: {error}") from error
-        answer = yield self._predict_step(model, request, _MAX_DESCRIPTION_SIZE)
+        body, key = Body(len(request), lambda: request), claims.public_key
+        answer = yield self._predict_step(model, key, body, _MAX_DESCRIPTION_SIZE, wish.deadline)
         inputs, outputs = self._open(opener, answer)
         found = AttestedModel(model, verified, inputs, outputs)
         self._attested[model] = found
         return found
 
     def predict(
-        self, model: str, inputs: Mapping[str, Array]
+        self, model: str, inputs: Mapping[str, Array], timeout: float | None = None
     ) -> Work[tuple[dict[str, Array], AttestedModel]]:
         """One prediction, and who gave it; once more if the enclave is another by now."""
-        attested = yield Attest(model)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        attested = yield Attest(model, deadline=deadline)
         try:
-            outputs = yield from self._predict(attested, inputs)
+            outputs = yield from self._predict(attested, inputs, deadline)
         except ServerError as error:
             if error.code == _ENCLAVE_ENDED:
                 self._forget(attested)
             if error.code != _NOT_OPENED:
                 raise
-            renewed = yield Attest(model, instead_of=attested)
+            renewed = yield Attest(model, instead_of=attested, deadline=deadline)
             if renewed.verified.claims.public_key == attested.verified.claims.public_key:
                 raise
             attested = renewed
-            outputs = yield from self._predict(attested, inputs)
+            outputs = yield from self._predict(attested, inputs, deadline)
         return outputs, attested
 
     def ready(self, model: str) -> Work[bool]:
@@ -165,15 +239,18 @@ class Exchanges:
         return True
 
     def _predict(
-        self, attested: AttestedModel, inputs: Mapping[str, Array]
+        self, attested: AttestedModel, inputs: Mapping[str, Array], deadline: float | None
     ) -> Work[dict[str, Array]]:
         arrays = checked_inputs(inputs, attested.inputs)
         named = {p.name: a for p, a in zip(attested.inputs, arrays, strict=True)}
         claims = attested.verified.claims
-        request, opener = RequestSealer(claims.public_key, claims.model_digest).seal_predict(named)
+        request = RequestSealer(claims.public_key, claims.model_digest).prepare(named)
+        seal = functools.cache(request.seal)
+        body = Body(request.size, lambda: seal()[0])
         size = sum(math.prod(p.shape) * p.dtype.itemsize + 64 for p in attested.outputs)
-        answer = yield self._predict_step(attested.name, request, size + _ROOM)
-        outputs = self._open(opener, answer)
+        key = claims.public_key
+        answer = yield self._predict_step(attested.name, key, body, size + _ROOM, deadline)
+        outputs = self._open(seal()[1], answer)
         found = [(n, a.dtype, a.shape) for n, a in outputs.items()]
         if found != [(p.name, p.dtype, p.shape) for p in attested.outputs]:
             raise ServerError(f"{self.url}: an answer has other outputs than the model.")
@@ -189,9 +266,13 @@ class Exchanges:
         if self._attested.get(attested.name) is attested:
             del self._attested[attested.name]
 
-    def _predict_step(self, model: str, request: bytes, limit: int) -> Send:
+    def _predict_step(
+        self, model: str, key: bytes, body: Body, limit: int, deadline: float | None
+    ) -> Send:
+        """A request sealed to the enclave that has the public key ``key``, which it names."""
         url = f"{self.url}/vessels/v1/models/{_quoted(model)}/predict"
-        return Send("POST", url, limit, request)
+        named = {"Content-Type": MEDIA_TYPE, _ENVIRONMENT: hashlib.sha256(key).hexdigest()[:16]}
+        return Send("POST", url, limit, named, body, deadline)
 
 
 def refused(url: str, status: int, body: bytes) -> ServerError:

@@ -13,6 +13,7 @@ from vessels.program import (
     Depthwise,
     Instruction,
     MatMul,
+    Program,
     Winograd,
     WinogradMode,
     align,
@@ -47,6 +48,14 @@ BYTES_PER_CYCLE = 4.0
 """What instructions that only move data read and write."""
 INSTRUCTION_CYCLES = 5000.0
 """Going from one instruction to the next: waiting for the last item of the others."""
+
+
+def estimated_ns(program: Program) -> float:
+    """What a run of ``program`` at its rung takes, all its threads busy: an order, no promise."""
+    threads = program.layout.thread_count
+    streamed = (c.size for c in program.chunks if c.resident_offset is None)
+    cycles = sum(instruction_cycles(i, threads) for i in program.instructions)
+    return (cycles + sum(decryption_cycles(size, threads) for size in streamed)) / CYCLES_PER_NS
 
 
 def instruction_cycles(instruction: Instruction, thread_count: int) -> float:

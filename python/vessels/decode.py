@@ -66,18 +66,24 @@ def decode_program(plain: bytes, where: str) -> Program:
 
 
 def _program(fields: Any) -> Program:
-    layout, inputs, outputs, chunks, instructions = fields
-    if any(type(n) is not int for n in layout):
+    layout, inputs, outputs, chunks, instructions, order = fields
+    if any(type(n) is not int for n in (*layout, *order)):
         raise ValueError("layout")
-    sizes = PoolLayout(*layout)
+    listed = tuple(_chunk(*c) for c in chunks)
+    if sorted(order) != [i for i, c in enumerate(listed) if c.resident_offset is None]:
+        raise ValueError("order")
+    io_size, arena_size, fixed_size, thread_count = layout
+    sizes = PoolLayout(io_size, arena_size, fixed_size, 0, thread_count)
     pool = Buffer("pool", sizes.staging_offset)
     return Program(
         sizes,
         tuple(Port("", _view(v, pool)) for v in inputs),
         tuple(Port("", _view(v, pool)) for v in outputs),
-        tuple(_chunk(*c) for c in chunks),
+        listed,
         tuple(_instruction(i, pool) for i in instructions),
         {pool: 0},
+        tuple(order),
+        (),
     )
 
 

@@ -1,375 +1,62 @@
-"""Launching an enclave process and asking it for predictions.
+"""An enclave process in this program's own hands: predictions from plain inputs to plain outputs.
 
-The process boundary is the trust boundary: everything here runs on the host and is not
-trusted. ``docs/protocol.md`` specifies what goes over the wire; what is sealed in it,
-``docs/messages.md``.
+Key and requests are sealed on the way all the same (``docs/messages.md``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
 import logging
 import os
-import signal
-import socket
-import struct
-import subprocess
-import sys
-import sysconfig
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Self
 
-import cbor2
 import numpy as np
 
-from vessels.errors import (
-    EnclaveError,
-    KeyFileError,
-    RequestError,
-    SealedError,
-    UsageError,
-    VesselsError,
+from vessels.enclave_process import (
+    Array,
+    EnclaveClaims,
+    EnclaveProcess,
+    Ready,
+    find_enclave_binary,
 )
-from vessels.memory import EnclaveMemory, EnclaveMemoryFiles
+from vessels.errors import EnclaveError, RequestError, UsageError
+from vessels.memory import EnclaveMemory
 from vessels.ports import Port
 from vessels.seal import KEY_SIZE, load_key, read_header
-from vessels.sealed_messages import SUITE, RequestSealer, response_size, seal_key
+from vessels.sealed_messages import SUITE, RequestSealer, seal_key
+
+__all__ = [
+    "SIMULATION_NOTICE",
+    "Array",
+    "Enclave",
+    "EnclaveClaims",
+    "EnclaveProcess",
+    "Ready",
+    "checked_inputs",
+    "find_enclave_binary",
+]
 
 log = logging.getLogger("vessels")
-
-Array = np.ndarray[Any, Any]
 
 SIMULATION_NOTICE = (
     "simulation backend: the enclave runs as an ordinary process and does NOT protect the model, "
     "the inputs or the outputs from this host"
 )
 
-_FRAME = struct.Struct("<IQ")
-_SOCKET_BUFFER_SIZE = 4 << 20
-_CLOSE_TIMEOUT_SECONDS = 5.0
-_MAX_SMALL_FRAME_SIZE = 1 << 20
 _NONCE_SIZE = 32
-
-
-class _Kind(enum.IntEnum):
-    """Frame kinds of docs/protocol.md."""
-
-    KEY = 1
-    RUN = 2
-    RUN_TIMED = 3
-    EVIDENCE = 4
-    READY = 16
-    RESULT = 17
-    TIMES = 18
-    ERROR = 19
-    CLAIMS = 20
-
-
-_REFUSALS: Mapping[str, type[VesselsError]] = {
-    "key": KeyFileError,
-    "header": SealedError,
-    "program": SealedError,
-    "invalid": SealedError,
-    "parameters": SealedError,
-    "request": RequestError,
-}
-"""Exceptions for the enclave's error codes; the others are :class:`EnclaveError`."""
-
-_GOES_ON = ("request", "quote")
-"""Error codes after which the enclave serves the next frame."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What an enclave says when it has opened and validated its model."""
-
-    thread_count: int
-    isa: str
-    pool_size: int
-    instruction_count: int
-
-
-@dataclass(frozen=True)
-class EnclaveClaims:
-    """What an enclave says of itself, and what its platform signs of it.
-
-    ``tee`` is ``simulation``, ``sgx``, ``tdx`` or ``snp``; ``quote`` is ``None`` in a simulation,
-    whose quotes the host makes. The others are those of
-    :class:`vessels.attestation.evidence.Claims`.
-    """
-
-    tee: str
-    suite: bytes
-    public_key: bytes
-    model_digest: bytes
-    nonce: bytes
-    quote: bytes | None
-
-
-def find_enclave_binary() -> Path:
-    """The ``vessels-enclave`` binary: ``$VESSELS_ENCLAVE``, or the one installed with the package.
-
-    Raises :class:`EnclaveError` when there is none.
-    """
-    name = "vessels-enclave" + (sysconfig.get_config_var("EXE") or "")
-    if chosen := os.environ.get("VESSELS_ENCLAVE"):
-        path = Path(chosen)
-        if not path.is_file():
-            raise EnclaveError(
-                f"VESSELS_ENCLAVE names {path}, which is no file. "
-                "Build it with `make build`, or unset the variable."
-            )
-        return path
-    user_scheme = sysconfig.get_preferred_scheme("user")
-    folders = [
-        Path(sysconfig.get_path("scripts")),
-        Path(sys.prefix) / "bin",
-        Path(sysconfig.get_path("scripts", scheme=user_scheme)),
-        # `pip install --target`
-        Path(__file__).parent.parent / "bin",
-    ]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    looked = ", ".join(dict.fromkeys(str(f) for f in folders))
-    raise EnclaveError(
-        f"{name} was not found in {looked}. Install the package with pip, "
-        "or build the binary with `make build` and name it in VESSELS_ENCLAVE."
-    )
-
-
-class EnclaveProcess:
-    """A running enclave process with one sealed model; a context manager.
-
-    It is the host's side: what it passes on is sealed. ``threads`` may be fewer than the model was
-    planned for. ``command`` is what to start instead of the enclave binary: a program, and what
-    comes before the enclave's own arguments. ``backend`` is ``simulation``, ``gramine`` or
-    ``native``; the enclave finds out whether it runs under Gramine if it is not given.
-
-    Any thread may ask; one is answered at a time. Whatever fails but a refused request ends the
-    process, and raises :class:`SealedError` (the model was altered), :class:`KeyFileError` (a
-    wrong key) or :class:`EnclaveError` (the process cannot do it, or died).
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        threads: int | None = None,
-        command: Sequence[str] | None = None,
-        backend: str | None = None,
-    ) -> None:
-        self.path = Path(path)
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}; it must be at least 1.")
-        self._threads = threads
-        outputs = read_header(self.path).outputs
-        self._largest_frame = max(_MAX_SMALL_FRAME_SIZE, response_size(outputs))
-        command = [*(command or [str(find_enclave_binary())]), "--model", str(self.path)]
-        if threads is not None:
-            command += ["--threads", str(threads)]
-        if backend is not None:
-            command += ["--backend", backend]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_SIZE)
-        self._socket = ours
-        # One exchange at a time on the wire, however many threads ask.
-        self._turn = threading.Lock()
-        # What the process says to people; shown only when it fails.
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        self._doing = "opening the model"
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors
-            )
-        except OSError as error:
-            ours.close()
-            self._errors.close()
-            raise EnclaveError(f"cannot start {command[0]}: {error.strerror or error}.") from error
-        finally:
-            theirs.close()
-        # It closes itself to others when it is first spoken to.
-        self._memory = EnclaveMemoryFiles(self._process.pid)
-
-    def claims(self, nonce: bytes) -> EnclaveClaims:
-        """What the enclave says of itself, with a fresh quote for ``nonce`` where there is one."""
-        with self._exchange("evidence"):
-            self._send(_Kind.EVIDENCE, nonce)
-            found = EnclaveClaims(*cbor2.loads(self._receive(_Kind.CLAIMS)))
-        if found.nonce != nonce:
-            raise EnclaveError("the enclave's claims are for another nonce.")
-        return found
-
-    def give_key(self, sealed: bytes) -> Ready:
-        """Unlock the model with its key, sealed for this enclave; then it answers requests."""
-        with self._exchange("opening the model"):
-            self._send(_Kind.KEY, sealed)
-            ready = Ready(*cbor2.loads(self._receive(_Kind.READY)))
-        if self._threads is not None and ready.thread_count < self._threads:
-            log.warning(
-                "%s has room for %d threads, not %d: build it with more",
-                self.path,
-                ready.thread_count,
-                self._threads,
-            )
-        _spread(self.pid)
-        return ready
-
-    def exchange(self, sealed: bytes) -> bytes:
-        """The sealed answer to a sealed request.
-
-        Raises :class:`RequestError` for one that the enclave cannot open; it stays usable.
-        """
-        with self._exchange("a prediction"):
-            self._send(_Kind.RUN, sealed)
-            return self._receive(_Kind.RESULT)
-
-    def exchange_timed(self, sealed: bytes) -> tuple[bytes, Array | None]:
-        """As :meth:`exchange`, and the nanoseconds of each instruction (uint64, ``[instruction]``).
-
-        There are no times where nothing was run to its end.
-        """
-        with self._exchange("a prediction"):
-            self._send(_Kind.RUN_TIMED, sealed)
-            kind, payload = self._receive_any(_Kind.TIMES, _Kind.RESULT)
-            if kind == _Kind.RESULT:
-                return payload, None
-            return self._receive(_Kind.RESULT), np.frombuffer(payload, dtype="<u8")
-
-    @property
-    def pid(self) -> int:
-        """Process id of the enclave process."""
-        return self._process.pid
-
-    def memory(self) -> EnclaveMemory:
-        """Memory the process holds now."""
-        return self._memory.read(self.path)
-
-    def kill(self) -> None:
-        """End the process at once: a prediction under way in another thread fails."""
-        self._process.kill()
-
-    def close(self) -> None:
-        """End the process; harmless when it has ended already."""
-        self._socket.close()
-        self._memory.close()
-        try:
-            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _exchange(self, doing: str) -> Iterator[None]:
-        """One exchange on the wire; if it does not end, the wire is in an unknown state.
-
-        Then the process is ended. A refused request is a whole exchange, after which it goes on.
-        """
-        with self._turn:
-            if self._process.returncode is not None:
-                raise EnclaveError("this enclave has ended; start another.")
-            self._doing = doing
-            self._refused = False
-            try:
-                yield
-            except BaseException:
-                if self._refused:
-                    raise
-                if self._process.poll() is None:
-                    self._process.kill()
-                self.close()
-                raise
-
-    def _send(self, kind: _Kind, payload: bytes) -> None:
-        # A process that refuses or dies stops reading: what it said is still to be received.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.sendall(_FRAME.pack(kind, len(payload)))
-            self._socket.sendall(payload)
-
-    def _receive(self, kind: _Kind) -> bytes:
-        return self._receive_any(kind)[1]
-
-    def _receive_any(self, *expected: _Kind) -> tuple[_Kind, bytes]:
-        """The next frame, which must be of an expected kind; an ERROR raises what it tells."""
-        header = bytearray(_FRAME.size)
-        self._receive_into(memoryview(header))
-        kind, length = _FRAME.unpack(header)
-        if kind not in (*expected, _Kind.ERROR):
-            due = " or ".join(k.name for k in expected)
-            self._broken(f"frame kind {kind} where {due} was due")
-        if length > self._largest_frame:
-            self._broken(f"a frame of {length} bytes")
-        payload = bytearray(length)
-        self._receive_into(memoryview(payload))
-        if kind == _Kind.ERROR:
-            code, message = cbor2.loads(payload)
-            self._refused = code in _GOES_ON
-            refusal = _REFUSALS.get(code, EnclaveError)
-            raise refusal(f"the enclave refused {self._doing} of {self.path} ({code}): {message}")
-        return _Kind(kind), bytes(payload)
-
-    def _receive_into(self, buffer: memoryview) -> None:
-        while buffer:
-            try:
-                count = self._socket.recv_into(buffer)
-            except ConnectionResetError:
-                count = 0
-            if count == 0:
-                self._died()
-            buffer = buffer[count:]
-
-    def _broken(self, what: str) -> NoReturn:
-        raise EnclaveError(
-            f"the enclave process broke the protocol during {self._doing}: {what}. "
-            "Are the package and the binary of the same version?"
-        )
-
-    def _died(self) -> NoReturn:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
-        code = self._process.returncode
-        if code is None:
-            how = "closed its connection"
-        elif code < 0:
-            how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-        else:
-            how = f"ended with exit code {code}"
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
-        tail = f" It last said: {' / '.join(said)}" if said else ""
-        raise EnclaveError(
-            f"the enclave process {how} during {self._doing} of {self.path}; there is no result."
-            f"{tail}"
-        )
 
 
 class Enclave:
     """A running enclave process with one sealed model, in this program's own hands.
 
     ``key`` is the 32-byte model key or a key file. ``threads`` may be fewer than the model was
-    planned for. ``command`` is what to start instead of the enclave binary: a program, and what
-    comes before the enclave's own arguments. Opening refuses an altered model
-    (:class:`SealedError`), a wrong key (:class:`KeyFileError`) and anything the process cannot
-    do (:class:`EnclaveError`).
+    planned for. ``slots`` is how many predictions :meth:`run_batch` may make at once. ``rung`` is
+    the model's plan to use, if not its default. ``command`` is what to start instead of the
+    enclave binary: a program, and what comes before the enclave's own arguments. Opening refuses
+    an altered model (:class:`SealedError`), a wrong key (:class:`KeyFileError`) and anything the
+    process cannot do (:class:`EnclaveError`).
 
     Key and requests are sealed to the process's public key, as over a network. That key is not
     attested: the process is a child of this one, and is not protected from it.
@@ -384,6 +71,8 @@ class Enclave:
         *,
         key: bytes | str | Path,
         threads: int | None = None,
+        slots: int = 1,
+        rung: int | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
         secret = key if isinstance(key, bytes) else load_key(Path(key))
@@ -392,7 +81,9 @@ class Enclave:
         header = read_header(Path(path))
         self.inputs = Port.of(header.inputs)
         self.outputs = Port.of(header.outputs)
-        self._process = EnclaveProcess(path, threads=threads, command=command)
+        self._process = EnclaveProcess(
+            path, threads=threads, slots=slots, rung=rung, command=command
+        )
         self.path = self._process.path
         log.warning(SIMULATION_NOTICE)
         try:
@@ -420,6 +111,29 @@ class Enclave:
         """
         request, opener = self._sealer.seal_predict(self._checked(inputs))
         return opener.open(self._process.exchange(request))
+
+    def run_batch(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Predictions that are made together: each streamed chunk is decrypted once for all.
+
+        There are at most as many as slots. Each is what :meth:`run` gives, to the bit. Raises
+        :class:`RequestError` for the first that the enclave refuses.
+        """
+        sealed = [self._sealer.seal_predict(self._checked(inputs)) for inputs in requests]
+        answers = self._process.exchange_batch([request for request, _ in sealed])
+        outputs = []
+        for (_, opener), answer in zip(sealed, answers, strict=True):
+            if isinstance(answer, RequestError):
+                raise answer
+            outputs.append(opener.open(answer))
+        return outputs
+
+    def sealed(self, inputs: Mapping[str, Array]) -> bytes:
+        """A request as :meth:`run` seals it, for :meth:`exchange`: to measure one without both."""
+        return self._sealer.seal_predict(self._checked(inputs))[0]
+
+    def exchange(self, request: bytes) -> bytes:
+        """The sealed answer to a sealed request, which may be given again: it changes nothing."""
+        return self._process.exchange(request)
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
         """As :meth:`run`, and the nanoseconds of each instruction (uint64, ``[instruction]``)."""
@@ -455,21 +169,6 @@ class Enclave:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _spread(pid: int) -> None:
-    """Gives each thread of process ``pid`` a core of its own if that takes all cores there are.
-
-    A thread that wakes for a run is else often put on the core of the one that woke it, while
-    another core idles: MobileNetV2's 7 ms on two threads became 10. With fewer threads than
-    cores the choice is left to the system, which has other enclaves to place.
-    """
-    with contextlib.suppress(OSError):
-        threads = sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
-        cores = sorted(os.sched_getaffinity(pid))
-        if len(threads) > 1 and len(threads) == len(cores):
-            for thread, core in zip(threads, cores, strict=True):
-                os.sched_setaffinity(thread, {core})
 
 
 def checked_inputs(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> list[Array]:

@@ -116,3 +116,7 @@ class ServerError(VesselsError):
         super().__init__(message)
         self.status = status
         self.code = code
+
+
+class DeadlineError(ServerError):
+    """The answer did not come before its deadline."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import struct
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from pathlib import Path
 
 from vessels.elf import linked_libraries, loaded_size
 from vessels.enclave import find_enclave_binary
-from vessels.errors import EnclaveError, OutputError, SealedError, UsageError
+from vessels.errors import EnclaveError, OutputError, UsageError
 from vessels.files import write_whole
-from vessels.seal import PREFIX, read_header
-from vessels.sealed_messages import request_size, response_size
+from vessels.ladder import Ladder
+from vessels.seal import read_header
 
 PROGRAM = "vessels-enclave"
 """The enclave program's name in the folder; Gramine's own files are named after it."""
@@ -40,6 +39,8 @@ SHARED_MEMORY = Path("/dev/shm")
 
 KIB, MIB = 1 << 10, 1 << 20
 PAGE_SIZE = 4 * KIB
+VERSION_ARRAY_COUNT = 512
+"""Pages whose versions one page of the EPC holds, for when they are written out."""
 
 GRAMINE_THREADS = 3
 """Threads that Gramine itself may start: for IPC, for asynchronous events, for TLS handshakes."""
@@ -82,6 +83,7 @@ class EnclavePlan:
     """What a manifest is made from.
 
     ``thread_count`` is the enclave program's; ``max_threads`` counts Gramine's own as well.
+    ``rung`` is how much of the model is resident, ``slots`` how many requests may be in work.
     ``libraries`` are the shared libraries that the program needs and Gramine does not bring.
     """
 
@@ -92,6 +94,8 @@ class EnclavePlan:
     libraries: tuple[Path, ...]
     isv_prod_id: int = 0
     isv_svn: int = 0
+    rung: int = 0
+    slots: int = 1
 
     @property
     def needed_size(self) -> int:
@@ -113,20 +117,33 @@ class EnclavePlan:
         return SHARED_MEMORY / f"vessels-{self.name}.vessel"
 
 
+def epc_size(enclave_size: int) -> int:
+    """Bytes of the EPC that an enclave takes: its own pages, and those the kernel adds.
+
+    These are a control structure, and a version array for each 512 pages, the control structure
+    among them: Linux reserves where a page's version goes when it adds the page.
+    """
+    pages = enclave_size // PAGE_SIZE + 1
+    return PAGE_SIZE * (pages + -(-pages // VERSION_ARRAY_COUNT))
+
+
 def plan_enclave(
     model: Path,
     *,
     name: str | None = None,
     threads: int | None = None,
+    rung: int | None = None,
+    slots: int = 1,
     isv_prod_id: int = 0,
     isv_svn: int = 0,
 ) -> EnclavePlan:
     """What the SGX enclave of a sealed model takes; its key is not needed.
 
     ``name`` is the model's, by default its file's. ``threads`` may be fewer than it was planned
-    for. ``isv_prod_id`` and ``isv_svn`` are for policies that go by signer. Raises
-    :class:`~vessels.errors.SealedError`, :class:`~vessels.errors.UsageError`, and
-    :class:`~vessels.errors.EnclaveError` where the enclave program cannot run in SGX.
+    for. ``rung`` is one of the model's, its default one where none is given. ``isv_prod_id`` and
+    ``isv_svn`` are for policies that go by signer. Raises :class:`~vessels.errors.SealedError`,
+    :class:`~vessels.errors.UsageError`, and :class:`~vessels.errors.EnclaveError` where the enclave
+    program cannot run in SGX.
     """
     known = model.stem if name is None else name
     if not _NAME.fullmatch(known):
@@ -142,23 +159,28 @@ def plan_enclave(
     if threads is not None and not 1 <= threads <= most:
         raise UsageError(f"--threads is {threads}; {model} was built for 1 to {most}.")
     count = most if threads is None else threads
+    ladder = Ladder.of(header)
+    chosen = ladder.default if rung is None else rung
+    pool_size = ladder.pool_size(chosen, slots, count)
     binary = find_enclave_binary()
     linked = linked_libraries(binary)
-    program_size = _program_size(model)
+    program_size = header.program_size
     return EnclavePlan(
         name=known,
         thread_count=count,
         parts=enclave_parts(
-            pool_size=header.pool_size,
+            pool_size=pool_size,
             thread_count=count,
             code_size=sum(loaded_size(file) for file in (binary, *linked)),
             program_size=program_size,
-            message_size=max(request_size(header.inputs), response_size(header.outputs)),
+            message_size=slots * ladder.message_size,
         ),
         heap_size=_pages(HEAP_SIZE + PROGRAM_FACTOR * program_size),
         libraries=tuple(p for p in linked if not _GLIBC.fullmatch(p.name)),
         isv_prod_id=isv_prod_id,
         isv_svn=isv_svn,
+        rung=chosen,
+        slots=slots,
     )
 
 
@@ -168,7 +190,7 @@ def enclave_parts(
     """All that an enclave holds, each part in whole pages.
 
     ``code_size`` is what the program and its libraries take when loaded, ``program_size`` the
-    encrypted program's, ``message_size`` the largest message's.
+    encrypted program's, ``message_size`` what messages take beside the pool.
     """
     slack = ALIGNMENT_SLACK if pool_size + message_size >= ALIGNMENT_SLACK else 0
     return tuple(
@@ -178,7 +200,7 @@ def enclave_parts(
             ("alignment of the pool", slack),
             ("enclave program, shared libraries", code_size),
             ("heap, decoded program", HEAP_SIZE + PROGRAM_FACTOR * program_size),
-            ("request or response", message_size),
+            ("requests or responses", message_size),
             ("stacks", thread_count * (STACK_SIZE + PAGE_SIZE)),
             ("Gramine's part of each thread", (thread_count + GRAMINE_THREADS) * THREAD_SIZE),
             ("Gramine's loader and library OS", GRAMINE_SIZE),
@@ -199,7 +221,9 @@ def manifest_template(plan: EnclavePlan) -> str:
     ]
     trusted = ["file:{{ gramine.runtimedir() }}/", f"file:{PROGRAM}", *libraries.values()]
     arguments = [PROGRAM, "--model", MODEL_PATH, "--backend", "gramine"]
-    arguments += ["--threads", str(plan.thread_count)]
+    if plan.slots > 1:
+        arguments += ["--slots", str(plan.slots)]
+    arguments += ["--rung", str(plan.rung), "--threads", str(plan.thread_count)]
     return _TEXT.format(
         arguments=_listed(arguments),
         mounts=_lines(_inline(m) for m in mounts),
@@ -274,16 +298,6 @@ def _model_place(manifest: Path) -> Path:
     if place.parent != SHARED_MEMORY:
         raise EnclaveError(f"{manifest} has its model at {place}, not in {SHARED_MEMORY}.")
     return place
-
-
-def _program_size(model: Path) -> int:
-    """Bytes of the encrypted program, as the sealed model's prefix says."""
-    try:
-        with model.open("rb") as file:
-            _, _, size = PREFIX.unpack(file.read(PREFIX.size))
-    except (OSError, struct.error) as error:
-        raise SealedError(f"cannot read sealed model {model}: {error}.") from error
-    return int(size)
 
 
 def _pages(size: int) -> int:

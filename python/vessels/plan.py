@@ -5,16 +5,18 @@ residency, :mod:`~vessels.place`, then :mod:`~vessels.check`. Without a budget e
 Under a budget several strategies are planned and the one of least estimated cost is taken; each
 strategy keeps as long a prefix of its chunks resident as fits, so more budget never costs time.
 
-The conventional plan is one more strategy: the memory of today's systems, to compare with.
+Every plan is a ladder (:mod:`~vessels.rungs`): what is resident beside what it was planned for is
+for who runs it to choose. The conventional plan has no choice: it is one more strategy, the memory
+of today's systems, to compare with.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vessels.check import check
-from vessels.cost import CYCLES_PER_NS
+from vessels.cost import estimated_ns
 from vessels.draft import (
     MIB,
     SMALL_CONSTANT,
@@ -27,7 +29,17 @@ from vessels.draft import (
 from vessels.errors import BudgetError, UsageError
 from vessels.order import order
 from vessels.pack import Array, ConstantChunks, LayerChunks
-from vessels.program import Buffer, Chunk, Instruction, LoweredProgram, PoolLayout, Program, align
+from vessels.program import (
+    Buffer,
+    Chunk,
+    Instruction,
+    LoweredProgram,
+    PoolLayout,
+    Program,
+    Rung,
+    align,
+)
+from vessels.rungs import ladder_counts
 from vessels.stream import SMALLEST
 
 SCRATCH_SLACK = 3 * MIB // 2
@@ -65,9 +77,10 @@ parameters resident, every tensor and workspace in memory of its own, in the giv
 class Plan:
     """A planned program with its parameters; chunk tags are empty until it is sealed.
 
-    All sizes are bytes; ``staging_size`` is that of all threads; ``activation_lower_bound`` is the
-    largest set of live buffers over the instructions, scratch included. ``estimated_ns`` orders
-    plans of one network; it is no promise.
+    All figures are those of the program's rung, the default one of its ladder. All sizes are
+    bytes; ``staging_size`` is that of all threads; ``activation_lower_bound`` is the largest set of
+    live buffers over the instructions, scratch included. ``estimated_ns`` orders plans of one
+    network; it is no promise.
     """
 
     name: str
@@ -135,7 +148,7 @@ def make_plan(
     if policy == "conventional":
         if memory is not None:
             raise UsageError("a conventional plan takes what it takes: it has no memory budget.")
-        plan = _whole(lowered, lowered.instructions, CONVENTIONAL, threads)
+        plan = _whole(lowered, lowered.instructions, CONVENTIONAL, threads, ladder=False)
     elif policy != "planned":
         raise UsageError(f"policy is {policy!r}; it must be planned or conventional.")
     else:
@@ -195,20 +208,30 @@ def _whole(
     instructions: tuple[Instruction, ...],
     strategy: Strategy,
     threads: int,
+    *,
+    ladder: bool = True,
 ) -> Plan:
     """The plan of ``strategy`` with every chunk resident."""
     draft = Draft(lowered, instructions, strategy, threads)
-    return _finished(draft, len(draft.optional))
+    return _finished(draft, len(draft.optional), ladder=ladder)
 
 
-def _finished(draft: Draft, resident_count: int) -> Plan:
-    """The plan of ``draft`` with the first ``resident_count`` optional chunks resident."""
-    kept = [*draft.fixed, *sorted(draft.optional[:resident_count])]
+def _finished(draft: Draft, resident_count: int, *, ladder: bool = True) -> Plan:
+    """The plan of ``draft`` with the first ``resident_count`` optional chunks resident.
+
+    Without ``ladder`` it has no other rung, and they lie in the order of their use.
+    """
+    counts = ladder_counts(draft.kept_sizes, resident_count) if ladder else [resident_count]
+    rungs = tuple(
+        Rung(k, draft.fixed_size + int(draft.kept_sizes[k]), int(draft.staging_sizes[k]))
+        for k in counts
+    )
+    # Laid out with no optional chunk; `at` places those of a rung.
     layout = PoolLayout(
         io_size=draft.io_size,
         arena_size=draft.placement.size,
-        resident_size=sum(draft.parts[i].size for i in kept),
-        staging_size=int(draft.staging_sizes[resident_count]),
+        resident_size=draft.fixed_size,
+        staging_size=0,
         thread_count=draft.threads,
     )
     offsets: dict[Buffer, int] = {}
@@ -220,24 +243,24 @@ def _finished(draft: Draft, resident_count: int) -> Plan:
     for place_, offset in zip(draft.places, draft.placement.offsets, strict=True):
         for buffer in place_.buffers:
             offsets[buffer] = layout.arena_offset + offset
-    resident: dict[int, int] = {}
+    chunks = [Chunk(p.size, None, b"") for p in draft.parts]
     at = layout.resident_offset
-    for index in kept:
-        resident[index] = at
+    for index in draft.fixed:
+        chunks[index] = replace(chunks[index], resident_offset=at)
         constant = draft.parts[index].constant
-        if constant is not None:
-            offsets.setdefault(constant, at)
-        at += draft.parts[index].size
-    chunks = tuple(Chunk(p.size, resident.get(i), b"") for i, p in enumerate(draft.parts))
+        assert constant is not None
+        offsets.setdefault(constant, at)
+        at += chunks[index].size
     program = Program(
-        layout, draft.lowered.inputs, draft.lowered.outputs, chunks, draft.instructions, offsets
-    )
+        layout, draft.lowered.inputs, draft.lowered.outputs, tuple(chunks), draft.instructions,
+        offsets, tuple(draft.optional if ladder else sorted(draft.optional)), rungs,
+    ).at(counts.index(resident_count))  # fmt: skip
     scratch = [i.scratch.buffer.size for i in draft.instructions if i.scratch is not None]
     return Plan(
         name=draft.lowered.name,
         program=program,
         activation_lower_bound=draft.placement.lower_bound,
         scratch_size=max(scratch, default=0),
-        estimated_ns=draft.cycles(resident_count) / CYCLES_PER_NS,
+        estimated_ns=estimated_ns(program),
         _sources=tuple((p.source, p.number) for p in draft.parts),
     )

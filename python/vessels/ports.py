@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vessels.seal import HeaderPort
+from vessels.header import HeaderPort
 
 
 @dataclass(frozen=True)

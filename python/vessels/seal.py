@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import cbor2
 from cryptography.exceptions import InvalidTag
@@ -27,50 +27,26 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from vessels.decode import decode_program, encode_program
 from vessels.errors import KeyFileError, OutputError, SealedError
 from vessels.files import write_whole
-from vessels.program import ALIGNMENT, Chunk, DType, PoolLayout, Program
+from vessels.header import (
+    BUILD_ID_SIZE,
+    TAG_SIZE,
+    Header,
+    HeaderPort,
+    decode_header,
+    disagreement,
+    ladder_problem,
+)
+from vessels.program import ALIGNMENT, Chunk, Program
 
 if TYPE_CHECKING:
     from vessels.plan import Plan
 
 MAGIC = b"VESSEL\0"
-VERSION = 1
+VERSION = 2
 KEY_SIZE = 32
-BUILD_ID_SIZE = 32
-TAG_SIZE = 16
 PREFIX = struct.Struct("<8sII")
-MAX_HEADER_SIZE = 1 << 24
-
-
-@dataclass(frozen=True)
-class HeaderPort:
-    """A named input or output as the public header lists it."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Header:
-    """The public part of a sealed model; believed only after :func:`open_sealed`."""
-
-    build_id: bytes
-    key_check: bytes
-    pool_size: int
-    thread_count: int
-    inputs: tuple[HeaderPort, ...]
-    outputs: tuple[HeaderPort, ...]
-
-    def encoded(self) -> bytes:
-        """The header's CBOR."""
-        inputs, outputs = (
-            [[p.name, int(p.dtype), list(p.shape)] for p in ports]
-            for ports in (self.inputs, self.outputs)
-        )
-        return cbor2.dumps(
-            [self.build_id, self.key_check, self.pool_size, self.thread_count, inputs, outputs],
-            canonical=True,
-        )
+MAX_HEADER_SIZE = 1 << 20
+MAX_PROGRAM_SIZE = 1 << 28
 
 
 def create_key(path: Path, key: bytes | None = None) -> bytes:
@@ -185,7 +161,10 @@ def _write(
         for ports in (program.inputs, program.outputs)
     )
     layout = program.layout
-    header = Header(build_id, keys.check, layout.size, layout.thread_count, inputs, outputs)
+    header = Header(
+        build_id, keys.check, layout.slot_size, program.rungs, program.rung, layout.thread_count,
+        inputs, outputs,
+    )  # fmt: skip
     encoded = header.encoded()
     start = PREFIX.size + len(encoded)
     # Tags have one size, so the program's size is known before the chunks are encrypted.
@@ -281,59 +260,36 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[Header, bytes, int]:
     magic, header_size, program_size = PREFIX.unpack(prefix)
     if magic[-1] != VERSION:
         raise SealedError(
-            f"S3 {path} has format version {magic[-1]}; this build opens version {VERSION} only."
+            f"S3 {path} has format version {magic[-1]}; this build opens version {VERSION} only. "
+            "Build the model again from its ONNX file."
         )
-    if header_size > MAX_HEADER_SIZE:
-        raise SealedError(f"S4 {path}: a header of {header_size} bytes is absurd.")
+    if header_size > MAX_HEADER_SIZE or program_size > MAX_PROGRAM_SIZE:
+        raise SealedError(
+            f"S4 {path}: a header of {header_size} or a program of {program_size} bytes is absurd."
+        )
     encoded = file.read(header_size)
     rest = os.fstat(file.fileno()).st_size - file.tell()
     if len(encoded) != header_size or rest < program_size + TAG_SIZE:
         raise SealedError(f"S1 {path} is truncated: its header or program is cut off.")
     try:
-        header = _decoded_header(cbor2.loads(encoded))
+        header = decode_header(cbor2.loads(encoded), program_size)
         same = header.encoded() == encoded
     except Exception as error:  # Whatever a decoder may raise: the bytes are anybody's.
         raise SealedError(f"S4 {path}: the header is malformed.") from error
     if not same:
         raise SealedError(f"S4 {path}: the header is not in canonical form.")
+    if (problem := ladder_problem(header)) is not None:
+        raise SealedError(f"S13 {path}: {problem}.")
     return header, prefix + encoded, program_size
 
 
-def _decoded_header(fields: Any) -> Header:
-    """Raises anything when ``fields`` are no header."""
-    build_id, key_check, pool_size, thread_count, inputs, outputs = fields
-    if (type(build_id), len(build_id)) != (bytes, BUILD_ID_SIZE):
-        raise ValueError("build_id")
-    if (type(key_check), len(key_check)) != (bytes, TAG_SIZE):
-        raise ValueError("key_check")
-    if type(pool_size) is not int or type(thread_count) is not int:
-        raise ValueError("sizes")
-    if pool_size < 0 or thread_count < 1:
-        raise ValueError("sizes")
-    return Header(
-        build_id, key_check, pool_size, thread_count, *(_ports(p) for p in (inputs, outputs))
-    )
-
-
-def _ports(fields: Any) -> tuple[HeaderPort, ...]:
-    ports: list[HeaderPort] = []
-    for name, dtype, shape in fields:
-        if type(name) is not str or any(type(d) is not int or d < 1 for d in shape):
-            raise ValueError("port")
-        ports.append(HeaderPort(name, DType(dtype), tuple(shape)))
-    if len({p.name for p in ports}) != len(ports):
-        raise ValueError("two ports of one name")
-    return tuple(ports)
-
-
 def _agreed(program: Program, header: Header, path: Path) -> Program:
-    """``program`` with the header's names, when the two agree (rule S10)."""
-    layout: PoolLayout = program.layout
-    if (layout.size, layout.thread_count) != (header.pool_size, header.thread_count):
-        raise SealedError(f"S10 {path}: header and program differ in pool or threads.")
-    named = []
-    for ports, listed in ((program.inputs, header.inputs), (program.outputs, header.outputs)):
-        if [(p.view.dtype, p.view.shape) for p in ports] != [(p.dtype, p.shape) for p in listed]:
-            raise SealedError(f"S10 {path}: header and program differ in inputs or outputs.")
-        named.append(tuple(replace(p, name=h.name) for p, h in zip(ports, listed, strict=True)))
-    return replace(program, inputs=named[0], outputs=named[1])
+    """``program`` with the header's names and ladder, when the two agree (rule S10)."""
+    if (problem := disagreement(header, program)) is not None:
+        raise SealedError(f"S10 {path}: header and program differ in {problem}.")
+    inputs, outputs = (
+        tuple(replace(p, name=h.name) for p, h in zip(ports, listed, strict=True))
+        for ports, listed in ((program.inputs, header.inputs), (program.outputs, header.outputs))
+    )
+    named = replace(program, inputs=inputs, outputs=outputs, rungs=header.rungs)
+    return named.at(header.rung)

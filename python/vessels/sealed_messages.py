@@ -186,26 +186,20 @@ class RequestSealer:
     public_key: bytes
     model_digest: bytes
 
-    def seal_predict(
-        self, inputs: Mapping[str, Array], *, ephemeral: KEMKeyPair | None = None
-    ) -> tuple[bytes, ResponseOpener[Outputs]]:
-        """A request for a prediction; ``inputs`` must be in the model's order.
+    def prepare(self, inputs: Mapping[str, Array]) -> Prediction:
+        """A request for a prediction, not sealed yet; ``inputs`` must be in the model's order.
 
-        ``ephemeral`` is for test vectors. Raises :class:`RequestError` for a dtype that no model
-        takes.
+        Raises :class:`RequestError` for a dtype that no model takes.
         """
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         ports = [[name, _code(name, a.dtype), list(a.shape)] for name, a in arrays.items()]
-        front = _front(_PREDICT, ports)
-        plain = bytearray(len(front) + sum(padded(a.nbytes) for a in arrays.values()))
-        plain[: len(front)] = front
-        at = len(front)
-        for array in arrays.values():
-            little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-            if little.size:
-                np.frombuffer(plain, little.dtype, little.size, at)[:] = little.reshape(-1)
-            at += padded(array.nbytes)
-        return self._seal(plain, _OUTPUTS, ephemeral)
+        return Prediction(self, _front(_PREDICT, ports), list(arrays.values()))
+
+    def seal_predict(
+        self, inputs: Mapping[str, Array], *, ephemeral: KEMKeyPair | None = None
+    ) -> tuple[bytes, ResponseOpener[Outputs]]:
+        """As :meth:`prepare`, and sealed. ``ephemeral`` is for test vectors."""
+        return self.prepare(inputs).seal(ephemeral=ephemeral)
 
     def seal_describe(
         self, *, ephemeral: KEMKeyPair | None = None
@@ -220,6 +214,36 @@ class RequestSealer:
         secret = context.export(_RESPONSE_LABEL, 32)
         # Any bytes-like will do for the library, which has them as bytes in its types.
         return enc + context.seal(cast(bytes, plain)), ResponseOpener(enc, secret, answer)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A request for a prediction whose size is known before it is sealed."""
+
+    _sealer: RequestSealer
+    _front: bytes
+    _arrays: list[Array]
+
+    @property
+    def size(self) -> int:
+        """Bytes once sealed."""
+        return PUBLIC_SIZE + self._plain_size + TAG_SIZE
+
+    @property
+    def _plain_size(self) -> int:
+        return len(self._front) + sum(padded(a.nbytes) for a in self._arrays)
+
+    def seal(self, *, ephemeral: KEMKeyPair | None = None) -> tuple[bytes, ResponseOpener[Outputs]]:
+        """The sealed request and what opens its answer, anew at each call."""
+        plain = bytearray(self._plain_size)
+        at = len(self._front)
+        plain[:at] = self._front
+        for array in self._arrays:
+            little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+            if little.size:
+                np.frombuffer(plain, little.dtype, little.size, at)[:] = little.reshape(-1)
+            at += padded(array.nbytes)
+        return self._sealer._seal(plain, _OUTPUTS, ephemeral)
 
 
 def _sender(

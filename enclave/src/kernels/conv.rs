@@ -31,10 +31,12 @@ pub struct Image {
     pub image_stride: isize,
     pub row_stride: isize,
     pub column_stride: isize,
+    /// One for all slots.
+    shared: bool,
 }
 
 impl Image {
-    /// The image behind a validated rank-4 view.
+    /// The image behind a validated rank-4 view, in slot 0.
     pub fn new(view: &View, cx: &Context) -> Image {
         let dim = |i: usize| view.shape.get(i).map_or(1, |&d| d as usize);
         let stride = |i: usize| view.strides.get(i).map_or(0, |&s| s as isize);
@@ -47,6 +49,16 @@ impl Image {
             image_stride: stride(0),
             row_stride: stride(1),
             column_stride: stride(2),
+            shared: cx.batch.shares(view.offset),
+        }
+    }
+
+    /// The same image in the slot that lies `shift` bytes from slot 0.
+    pub fn in_slot(&self, shift: usize) -> Image {
+        let shift = if self.shared { 0 } else { shift };
+        Image {
+            data: self.data.wrapping_byte_add(shift),
+            ..*self
         }
     }
 
@@ -359,7 +371,8 @@ pub fn panel_width(channel: usize, channels: usize) -> usize {
 /// Runs the convolution; every worker of the team calls it.
 ///
 /// Work is shared out as groups of panels by parts of the pixels: a worker keeps a decrypted
-/// chunk for all the parts it takes.
+/// chunk for all slots and for all the parts it takes. Tiles are cut as for one slot alone, so
+/// that no result depends on how many slots there are.
 pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
     let tiles = Tiles::of(cx.isa);
     let input = Image::new(&conv.input, cx);
@@ -451,33 +464,36 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
             job.first = piece == 0;
             job.last = piece + 1 == pieces;
             let tile_count = part.len().div_ceil(largest);
-            for tile in (0..tile_count).map(|index| split(&part, tile_count, index)) {
-                pixels_of.place(&mut job, &tile);
-                let (mut channel, mut panel) = (first_channel, chunk.as_ptr());
-                while channel < last_channel {
-                    let width = panel_width(channel, output.channels);
-                    let (functions, step) = if width == PANEL_WIDTH {
-                        (tiles.wide, tiles.wide_width)
-                    } else {
-                        (tiles.narrow, tiles.narrow_width)
-                    };
-                    job.panel_width = width;
-                    let mut column = 0;
-                    while column < width && channel + column < last_channel {
-                        job.channel = channel + column;
-                        job.valid = (last_channel - job.channel).min(step);
-                        job.bias = panel.wrapping_add(column);
-                        job.panel = panel.wrapping_add(width + column);
-                        if let Some(function) = functions.get(tile.len() - 1) {
-                            // SAFETY: the instruction is validated, so the tile lies in the
-                            // pool and the chunk holds `(1 + depth) * width` floats for each panel;
-                            // the CPU has the instruction set `Tiles::of` chose by.
-                            unsafe { function(&job) };
+            for &shift in cx.batch.shifts() {
+                let pixels = pixels_of.in_slot(shift);
+                for tile in (0..tile_count).map(|index| split(&part, tile_count, index)) {
+                    pixels.place(&mut job, &tile);
+                    let (mut channel, mut panel) = (first_channel, chunk.as_ptr());
+                    while channel < last_channel {
+                        let width = panel_width(channel, output.channels);
+                        let (functions, step) = if width == PANEL_WIDTH {
+                            (tiles.wide, tiles.wide_width)
+                        } else {
+                            (tiles.narrow, tiles.narrow_width)
+                        };
+                        job.panel_width = width;
+                        let mut column = 0;
+                        while column < width && channel + column < last_channel {
+                            job.channel = channel + column;
+                            job.valid = (last_channel - job.channel).min(step);
+                            job.bias = panel.wrapping_add(column);
+                            job.panel = panel.wrapping_add(width + column);
+                            if let Some(function) = functions.get(tile.len() - 1) {
+                                // SAFETY: the instruction is validated, so the tile lies in its
+                                // slot and the chunk holds `(1 + depth) * width` floats for each
+                                // panel; the CPU has the instruction set `Tiles::of` chose by.
+                                unsafe { function(&job) };
+                            }
+                            column += step;
                         }
-                        column += step;
+                        panel = panel.wrapping_add((1 + job.depth) * width);
+                        channel += width;
                     }
-                    panel = panel.wrapping_add((1 + job.depth) * width);
-                    channel += width;
                 }
             }
         }
@@ -485,7 +501,7 @@ pub fn run(conv: &Conv, cx: &mut Context) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Where the pixels of an instruction lie.
+/// Where the pixels of an instruction lie in a slot.
 struct Pixels {
     input: Image,
     output: Image,
@@ -497,6 +513,16 @@ struct Pixels {
 }
 
 impl Pixels {
+    /// The same pixels in the slot that lies `shift` bytes from slot 0.
+    fn in_slot(&self, shift: usize) -> Pixels {
+        Pixels {
+            input: self.input.in_slot(shift),
+            output: self.output.in_slot(shift),
+            residual: self.residual.as_ref().map(|image| image.in_slot(shift)),
+            ..*self
+        }
+    }
+
     /// Sets the tile's pixels to the flat output pixels `range`.
     fn place(&self, job: &mut Tile, range: &Range<usize>) {
         if self.linear {

@@ -14,17 +14,15 @@ const SHORT: usize = 8;
 
 pub fn run(copy: &CopyInstruction, cx: &mut Context) -> Result<(), Refusal> {
     let loops = Loops::sorted(pairs(&copy.input, &copy.output), 1);
-    let input = cx.pool.at(copy.input.offset);
-    let output = cx.pool.at(copy.output.offset);
     match copy.input.dtype.size() {
-        1 => elements::<u8>(&loops, input, output, cx),
-        4 => elements::<u32>(&loops, input.cast(), output.cast(), cx),
-        _ => elements::<u64>(&loops, input.cast(), output.cast(), cx),
+        1 => elements::<u8>(copy, &loops, cx),
+        4 => elements::<u32>(copy, &loops, cx),
+        _ => elements::<u64>(copy, &loops, cx),
     }
     Ok(())
 }
 
-fn elements<T: Copy>(loops: &Loops<2>, input: *const T, output: *mut T, cx: &Context) {
+fn elements<T: Copy>(copy: &CopyInstruction, loops: &Loops<2>, cx: &Context) {
     let (length, strides) = loops.inner();
     // The dimension along which the input is contiguous, if the innermost is not that. One that
     // is shorter than a few elements is not worth a tile.
@@ -33,17 +31,24 @@ fn elements<T: Copy>(loops: &Loops<2>, input: *const T, output: *mut T, cx: &Con
         steps[0] == 1 && across >= SHORT
     });
     match turned {
-        Some(dim) if strides[0] != 1 => transposed(loops, dim, input, output, cx),
-        _ => rows(loops, length, strides, input, output, cx),
+        Some(dim) if strides[0] != 1 => transposed::<T>(copy, loops, dim, cx),
+        _ => rows::<T>(copy, loops, length, strides, cx),
     }
 }
 
+/// Where both sides begin in slot `slot` of the run.
+fn sides<T>(copy: &CopyInstruction, slot: usize, cx: &Context) -> (*const T, *mut T) {
+    (
+        cx.batch.at(copy.input.offset, slot).cast_const().cast(),
+        cx.batch.at(copy.output.offset, slot).cast(),
+    )
+}
+
 fn rows<T: Copy>(
+    copy: &CopyInstruction,
     loops: &Loops<2>,
     length: usize,
     strides: [isize; 2],
-    input: *const T,
-    output: *mut T,
     cx: &Context,
 ) {
     let outer = loops.outer_count();
@@ -51,7 +56,9 @@ fn rows<T: Copy>(
     let parts = length.div_ceil(GRAIN);
     let group = (GRAIN / length).max(1);
     let item_count = outer.div_ceil(group) * parts;
-    for item in cx.worker.share(item_count) {
+    for item in cx.worker.share(cx.batch.count() * item_count) {
+        let (input, output) = sides::<T>(copy, item / item_count, cx);
+        let item = item % item_count;
         let part = super::split(&(0..length), parts, item % parts);
         let first = item / parts * group;
         loops.each_row(first..(first + group).min(outer), |[from, to]| {
@@ -99,13 +106,7 @@ pub unsafe fn copy_row<T: Copy>(
 }
 
 /// Moves tiles of the innermost dimension by `dim`, so that both sides use whole cache lines.
-fn transposed<T: Copy>(
-    loops: &Loops<2>,
-    dim: usize,
-    input: *const T,
-    output: *mut T,
-    cx: &Context,
-) {
+fn transposed<T: Copy>(copy: &CopyInstruction, loops: &Loops<2>, dim: usize, cx: &Context) {
     let (across, [_, across_step]) = loops.dim(dim);
     let (length, [from_step, to_step]) = loops.inner();
     let others = loops.without([dim, loops.rank() - 1]);
@@ -113,7 +114,9 @@ fn transposed<T: Copy>(
     // A band is the whole innermost dimension by some of `dim`; an item is about a grain of it.
     let band = (GRAIN / length).clamp(TILE, across.max(TILE));
     let bands = across.div_ceil(band);
-    for item in cx.worker.share(outer * bands) {
+    for item in cx.worker.share(cx.batch.count() * outer * bands) {
+        let (input, output) = sides::<T>(copy, item / (outer * bands), cx);
+        let item = item % (outer * bands);
         let [from, to] = others.offsets(item / bands);
         let first = item % bands * band;
         let last = (first + band).min(across);

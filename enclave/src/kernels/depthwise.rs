@@ -240,41 +240,47 @@ pub fn run(depthwise: &Depthwise, cx: &mut Context) -> Result<(), Refusal> {
         let chunk = cx.stream.chunk(depthwise.cut.first_chunk + group as u32)?;
         let channel = group * per_chunk;
         let channels = per_chunk.min(output.channels - channel);
-        for row in split(&(0..rows), parts, part) {
-            let (n, y) = (row / output.height, row % output.height);
-            let mut x = 0;
-            while x < output.width {
-                let from_x = x as isize * stride[1] - padding[1];
-                let reach = (depthwise.kernel[1] as isize - 1) * depthwise.dilation[1] as isize;
-                let last_x = from_x + (STRIP as isize - 1) * stride[1] + reach;
-                let fits =
-                    x + STRIP <= output.width && from_x >= 0 && last_x < input.width as isize;
-                let place = |image: &Image| image.pixel(n, y as isize, x as isize);
-                let job = Strip {
-                    input,
-                    n,
-                    y: y as isize * stride[0] - padding[0],
-                    x: from_x,
-                    stride_x: stride[1],
-                    dilation: depthwise.dilation.map(|d| d as isize),
-                    kernel: depthwise.kernel.map(|k| k as usize),
-                    channel,
-                    channels,
-                    parameters: chunk.as_ptr(),
-                    width: channels.next_multiple_of(PANEL_WIDTH / 2),
-                    output: place(&output),
-                    output_step: output.column_stride,
-                    residual: residual
-                        .as_ref()
-                        .map_or(core::ptr::null(), |r| place(r).cast_const()),
-                    residual_step: residual.as_ref().map_or(0, |r| r.column_stride),
-                    epilogue: &epilogue,
-                };
-                // SAFETY: the instruction is validated: pixels and channels lie inside its
-                // operands, the chunk holds bias and taps for `width` channels, and the CPU has
-                // the instruction set the functions were chosen by.
-                unsafe { if fits { whole(&job) } else { one(&job) } };
-                x += if fits { STRIP } else { 1 };
+        let of_slots = cx.batch.shifts().iter().map(|&shift| {
+            let residual = residual.as_ref().map(|image| image.in_slot(shift));
+            (input.in_slot(shift), output.in_slot(shift), residual)
+        });
+        for (input, output, residual) in of_slots {
+            for row in split(&(0..rows), parts, part) {
+                let (n, y) = (row / output.height, row % output.height);
+                let mut x = 0;
+                while x < output.width {
+                    let from_x = x as isize * stride[1] - padding[1];
+                    let reach = (depthwise.kernel[1] as isize - 1) * depthwise.dilation[1] as isize;
+                    let last_x = from_x + (STRIP as isize - 1) * stride[1] + reach;
+                    let fits =
+                        x + STRIP <= output.width && from_x >= 0 && last_x < input.width as isize;
+                    let place = |image: &Image| image.pixel(n, y as isize, x as isize);
+                    let job = Strip {
+                        input,
+                        n,
+                        y: y as isize * stride[0] - padding[0],
+                        x: from_x,
+                        stride_x: stride[1],
+                        dilation: depthwise.dilation.map(|d| d as isize),
+                        kernel: depthwise.kernel.map(|k| k as usize),
+                        channel,
+                        channels,
+                        parameters: chunk.as_ptr(),
+                        width: channels.next_multiple_of(PANEL_WIDTH / 2),
+                        output: place(&output),
+                        output_step: output.column_stride,
+                        residual: residual
+                            .as_ref()
+                            .map_or(core::ptr::null(), |r| place(r).cast_const()),
+                        residual_step: residual.as_ref().map_or(0, |r| r.column_stride),
+                        epilogue: &epilogue,
+                    };
+                    // SAFETY: the instruction is validated: pixels and channels lie inside its
+                    // operands, the chunk holds bias and taps for `width` channels, and the CPU has
+                    // the instruction set the functions were chosen by.
+                    unsafe { if fits { whole(&job) } else { one(&job) } };
+                    x += if fits { STRIP } else { 1 };
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ use super::strided::{Loops, length, stride};
 use crate::machine::Context;
 use crate::program::{DType, Gather};
 use crate::refusal::Refusal;
+use core::hint;
 
 /// Elements that one item of shared work moves, about.
 const GRAIN: usize = 4096;
@@ -44,13 +45,12 @@ pub fn run(gather: &Gather, cx: &mut Context) -> Result<(), Refusal> {
         axis_stride: stride(data, axis),
         axis_length: length(data, axis) as i64,
     };
-    let from = cx.pool.at(data.offset);
-    let to = cx.pool.at(output.offset);
     match data.dtype.size() {
-        1 => elements::<u8>(gather, &parts, from, to, cx),
-        4 => elements::<u32>(gather, &parts, from.cast(), to.cast(), cx),
-        _ => elements::<u64>(gather, &parts, from.cast(), to.cast(), cx),
+        1 => elements::<u8>(gather, &parts, cx),
+        4 => elements::<u32>(gather, &parts, cx),
+        _ => elements::<u64>(gather, &parts, cx),
     }
+    Ok(())
 }
 
 /// Element offsets of element `index` of all the loops.
@@ -61,22 +61,23 @@ fn locate(loops: &Loops<2>, index: usize) -> [isize; 2] {
     [from + i * a, to + i * b]
 }
 
-fn elements<T: Copy>(
-    gather: &Gather,
-    parts: &Parts,
-    data: *const T,
-    output: *mut T,
-    cx: &Context,
-) -> Result<(), Refusal> {
+/// An index outside of the axis picks slice 0, and marks its slot: what is done, and for how
+/// long, is the same, and nobody else's result depends on it.
+fn elements<T: Copy>(gather: &Gather, parts: &Parts, cx: &Context) {
     let picks = parts.picks.count();
     let slices = parts.before.count() * picks;
     let group = (GRAIN / parts.after.count()).max(1);
     let (row, row_strides) = parts.after.inner();
-    for item in cx.worker.share(slices.div_ceil(group)) {
+    let item_count = slices.div_ceil(group);
+    for item in cx.worker.share(cx.batch.count() * item_count) {
+        let (slot, item) = (item / item_count, item % item_count);
+        let data: *const T = cx.batch.at(gather.data.offset, slot).cast_const().cast();
+        let output: *mut T = cx.batch.at(gather.output.offset, slot).cast();
+        let indices = cx.batch.at(gather.indices.offset, slot);
+        let mut wrong = 0;
         for slice in item * group..((item + 1) * group).min(slices) {
             let [data_start, output_start] = locate(&parts.before, slice / picks);
             let [index_at, output_pick] = locate(&parts.picks, slice % picks);
-            let indices = cx.pool.at(gather.indices.offset);
             // SAFETY: an element of the validated view of indices, aligned to its size.
             let value = unsafe {
                 if gather.indices.dtype == DType::I32 {
@@ -90,11 +91,9 @@ fn elements<T: Copy>(
             } else {
                 value
             };
-            if index < 0 || index >= parts.axis_length {
-                return Err(Refusal::Index {
-                    size: parts.axis_length as u64,
-                });
-            }
+            let inside = (index as u64) < parts.axis_length as u64;
+            let index = hint::select_unpredictable(inside, index, 0);
+            wrong = hint::select_unpredictable(inside, wrong, parts.axis_length as u64);
             let from = data_start + index as isize * parts.axis_stride;
             let to = output_start + output_pick;
             for i in 0..parts.after.outer_count() {
@@ -111,6 +110,6 @@ fn elements<T: Copy>(
                 }
             }
         }
+        cx.batch.mark_index(slot, wrong);
     }
-    Ok(())
 }

@@ -7,7 +7,6 @@ use crate::refusal::Refusal;
 pub fn run(load: &Load, cx: &mut Context) -> Result<(), Refusal> {
     let count: u64 = load.output.shape.iter().map(|&d| u64::from(d)).product();
     let size = (count * load.output.dtype.size()) as usize;
-    let output = cx.pool.at(load.output.offset);
     for item in cx.worker.share(load.chunk_count as usize) {
         let chunk = cx.stream.chunk(load.first_chunk + item as u32)?;
         let chunk_size = size_of_val(chunk);
@@ -20,10 +19,14 @@ pub fn run(load: &Load, cx: &mut Context) -> Result<(), Refusal> {
             if item == 0 { 0 } else { last_start }
         };
         let part = chunk_size.min(size.saturating_sub(start));
-        // SAFETY: `start + part <= size`, and the output's `size` bytes lie in the pool as
-        // validated; the chunk is in staging or in the resident region, which no output overlaps.
-        unsafe {
-            core::ptr::copy_nonoverlapping(chunk.as_ptr().cast::<u8>(), output.add(start), part);
+        for slot in 0..cx.batch.count() {
+            let output = cx.batch.at(load.output.offset, slot);
+            // SAFETY: `start + part <= size`, and the output's `size` bytes lie in each slot as
+            // validated; the chunk is in staging or in the resident region, outside of all slots.
+            unsafe {
+                let from = chunk.as_ptr().cast::<u8>();
+                core::ptr::copy_nonoverlapping(from, output.add(start), part);
+            }
         }
     }
     Ok(())

@@ -155,14 +155,16 @@ fn run_views<const N: usize>(map: &Map, cx: &Context) {
     let flat = views()
         .filter(|&(index, view)| is_direct(index, view))
         .all(|(index, _)| cutting.steps.get(index) == Some(&(cutting.width as isize)));
-    // What the registers of inputs hold: the offset it came from, and the tile.
+    // What the registers of inputs hold: the slot and offset it came from, and the tile.
     let mut held = [None; MAX_MAP_REGISTERS];
     let total = cutting.loops.count();
     let [least, most] = GRAIN;
     let grain = (total / (8 * cx.worker.count())).clamp(least, most);
     let group = (grain / (cutting.rows * cutting.columns)).max(1);
     let tile_count = cutting.tile_count();
-    for item in cx.worker.share(tile_count.div_ceil(group)) {
+    let item_count = tile_count.div_ceil(group);
+    for item in cx.worker.share(cx.batch.count() * item_count) {
+        let (slot, item) = (item / item_count, item % item_count);
         for index in item * group..((item + 1) * group).min(tile_count) {
             let (tile, offsets) = cutting.tile(index);
             let mut places: Places = core::array::from_fn(|register| {
@@ -178,7 +180,7 @@ fn run_views<const N: usize>(map: &Map, cx: &Context) {
             });
             for ((v, view), &offset) in views().zip(&offsets) {
                 let register = if v == map.inputs.len() { last } else { v };
-                let base = cx.pool.at(view.offset);
+                let base = cx.batch.at(view.offset, slot);
                 if is_direct(v, view) {
                     if let Some(place) = places.get_mut(register) {
                         let step = cutting.steps.get(v).copied().unwrap_or(0);
@@ -188,7 +190,7 @@ fn run_views<const N: usize>(map: &Map, cx: &Context) {
                         };
                     }
                 } else if v < map.inputs.len() {
-                    let now = Some((offset, tile.rows, tile.columns));
+                    let now = Some((slot, offset, tile.rows, tile.columns));
                     if let Some(before) = held.get_mut(v).filter(|before| **before != now) {
                         *before = now;
                         load(view, &cutting, v, offset, tile, buffer(v), base);
@@ -213,7 +215,8 @@ fn run_views<const N: usize>(map: &Map, cx: &Context) {
             }
             if !output_direct && let Some(from) = places.get(last) {
                 let offset = offsets.get(map.inputs.len()).copied().unwrap_or(0);
-                store(map, &cutting, offset, tile, *from, cx);
+                let base = cx.batch.at(map.output.offset, slot);
+                store(map, &cutting, offset, tile, *from, base);
             }
         }
     }
@@ -341,11 +344,10 @@ fn store<const N: usize>(
     offset: isize,
     tile: Tile,
     from: Place,
-    cx: &Context,
+    base: *mut u8,
 ) {
     let step = cutting.steps.get(map.inputs.len()).copied().unwrap_or(0);
     let stride = cutting.strides.get(map.inputs.len()).copied().unwrap_or(0);
-    let base = cx.pool.at(map.output.offset);
     for row in 0..tile.rows {
         let (to, count) = (offset + row as isize * step, tile.columns);
         let from = from.start.wrapping_offset(row as isize * from.row_size);

@@ -65,12 +65,14 @@ pub fn run(matmul: &MatMul, cx: &mut Context) -> Result<(), Refusal> {
     );
     let (bands, strips) = (height.div_ceil(BAND), width.div_ceil(COLUMNS));
     let (batch_length, batch_strides) = batches.inner();
-    for item in cx.worker.share(batches.count() * bands * strips) {
+    let item_count = batches.count() * bands * strips;
+    for item in cx.worker.share(cx.batch.count() * item_count) {
+        let (slot, item) = (item / item_count, item % item_count);
         let (batch, tile) = (item / (bands * strips), item % (bands * strips));
         let outer = batches.offsets(batch / batch_length);
         let inner = (batch % batch_length) as isize;
         let [a, b, output] = [(0, a), (1, b), (2, output)].map(|(i, view)| {
-            let base: *mut f32 = cx.pool.at(view.offset).cast();
+            let base: *mut f32 = cx.batch.at(view.offset, slot).cast();
             Matrix {
                 data: base.wrapping_offset(outer[i] + inner * batch_strides[i]),
                 row: stride(view, row),

@@ -80,7 +80,10 @@ pub fn run(pool: &Pool, cx: &mut Context) -> Result<(), Refusal> {
     } else {
         1
     };
-    for item in cx.worker.share(lines * parts) {
+    for item in cx.worker.share(cx.batch.count() * lines * parts) {
+        let shift = cx.batch.shift(item / (lines * parts));
+        let (input, output) = (input.in_slot(shift), output.in_slot(shift));
+        let item = item % (lines * parts);
         let channels = split(&(0..output.channels), parts, item % parts);
         let (n, y) = (item / parts / output.height, item / parts % output.height);
         let (rows, padded_rows) = taps(

@@ -43,9 +43,11 @@ pub fn run(reduce: &Reduce, cx: &mut Context) -> Result<(), Refusal> {
     );
     let (row, steps) = kept.inner();
     let blocks = row.div_ceil(BLOCK);
-    let input = cx.pool.at(reduce.input.offset);
-    let output = cx.pool.at(reduce.output.offset);
-    for item in cx.worker.share(kept.outer_count() * blocks) {
+    let item_count = kept.outer_count() * blocks;
+    for item in cx.worker.share(cx.batch.count() * item_count) {
+        let (slot, item) = (item / item_count, item % item_count);
+        let input = cx.batch.at(reduce.input.offset, slot);
+        let output = cx.batch.at(reduce.output.offset, slot);
         let [from, to] = kept.offsets(item / blocks);
         let first = item % blocks * BLOCK;
         let count = BLOCK.min(row - first);

@@ -4,7 +4,6 @@ use super::math;
 use crate::program::{
     Copy, DType, Gather, Instruction, Load, Map, MatMul, Pool, PoolKind, Reduce, ReduceKind, View,
 };
-use crate::refusal::Refusal;
 use crate::testing::*;
 
 #[test]
@@ -436,12 +435,21 @@ fn gather_picks_along_each_axis() {
     }
 }
 
+/// It marks its slot, and its slot alone; the others' results are as ever.
 #[test]
-fn gather_refuses_an_index_out_of_range() {
+fn gather_marks_the_slot_of_an_index_out_of_range() {
     for bad in [3, -4, i32::MAX, i32::MIN] {
-        let (model, input) = gather_model(0, &[0, 1, 2, bad, 0, 0]);
-        let refusal = Refusal::Index { size: 3 };
-        assert_eq!(model.run(&input, isas()[0], 2), Err(refusal));
+        let (model, wrong) = gather_model(0, &[0, 1, 2, bad, 0, 0]);
+        let (_, right) = gather_model(0, &[0, 1, 2, -1, 0, 0]);
+        let expected = model.run(&right, isas()[0], 2).expect("runs");
+        let mut machine = model.load_slots(isas()[0], 2, 3).expect("loads").machine;
+        let batch = [(0, &right[..]), (1, &wrong[..]), (2, &right[..])];
+        let outputs = run_batch(&mut machine, &model.program, &batch).expect("runs");
+        let marks = [0, 1, 2].map(|slot| machine.wrong_index(slot));
+        assert_eq!(marks, [None, Some(3), None]);
+        assert!(outputs[0] == expected && outputs[2] == expected);
+        run_batch(&mut machine, &model.program, &[(1, &right)]).expect("runs");
+        assert_eq!(machine.wrong_index(1), None);
     }
 }
 
@@ -636,7 +644,7 @@ fn load_from_streamed_and_resident_chunks() {
         let output = dense(0, DType::U8, &[300]);
         let mut model = Model::new(320, vec![], vec![output.clone()]);
         if resident {
-            model.program.layout.resident_size = 320;
+            model.program.regions.fixed_size = 320;
         }
         for (i, part) in data.chunks(128).enumerate() {
             model.chunk(part.to_vec(), resident.then_some(640 + 128 * i as u64));

@@ -427,6 +427,16 @@ struct Tiles<'a> {
 }
 
 impl Tiles<'_> {
+    /// The same tiles in the slot that lies `shift` bytes from slot 0.
+    fn in_slot(&self, shift: usize) -> Self {
+        Tiles {
+            input: self.input.in_slot(shift),
+            output: self.output.in_slot(shift),
+            residual: self.residual.as_ref().map(|image| image.in_slot(shift)),
+            ..*self
+        }
+    }
+
     fn count(&self) -> usize {
         self.output.count * self.rows * self.columns
     }
@@ -511,8 +521,9 @@ pub fn run(winograd: &Winograd, cx: &mut Context) -> Result<(), Refusal> {
     }
 }
 
-/// All input tiles are transformed first; then each worker streams panels of parameters through
-/// its private workspace and multiplies them with every tile.
+/// All input tiles are transformed first, each slot's into its own workspace; then each worker
+/// streams panels of parameters through its private workspace and multiplies them with every tile
+/// of every slot. A transformed panel lies in the first slot's workspace.
 fn keep_input(winograd: &Winograd, tiles: &Tiles, cx: &mut Context) -> Result<(), Refusal> {
     let channels = tiles.input.channels;
     let tile_block = winograd.tile_block as usize;
@@ -521,20 +532,24 @@ fn keep_input(winograd: &Winograd, tiles: &Tiles, cx: &mut Context) -> Result<()
     let pieces = channels.div_ceil(depth_per_chunk);
     let panels = winograd.cut.chunk_count as usize / pieces;
 
-    let values: *mut f32 = cx.pool.at(winograd.workspace.offset).cast();
+    let values_of = |slot| -> *mut f32 { cx.batch.at(winograd.workspace.offset, slot).cast() };
     let value_step = tile_block * channels + GAP;
     let sum_step = tile_block * PANEL_WIDTH + GAP;
     let shared = POINTS * value_step * block_count;
     let transformed_count = POINTS * (PANEL_WIDTH * winograd.cut.depth_per_chunk as usize + GAP);
     let sum_count = POINTS * sum_step * block_count;
     let private = shared + cx.worker.index() * (transformed_count + sum_count);
-    let transformed = values.wrapping_add(private);
-    let sums = transformed.wrapping_add(transformed_count);
+    let transformed = values_of(0).wrapping_add(private);
+    let sums_of = |slot| values_of(slot).wrapping_add(private + transformed_count);
 
-    for tile in cx.worker.share(tiles.count()) {
+    for item in cx.worker.share(cx.batch.count() * tiles.count()) {
+        let (slot, tile) = (item / tiles.count(), item % tiles.count());
         let (block, row) = (tile / tile_block, tile % tile_block);
         let place = block * POINTS * value_step + row * channels;
-        tiles.transform_input(tile, values.wrapping_add(place), value_step);
+        let values = values_of(slot).wrapping_add(place);
+        tiles
+            .in_slot(cx.batch.shift(slot))
+            .transform_input(tile, values, value_step);
     }
 
     let parts = share_evenly(panels, cx.worker.count()).min(block_count);
@@ -560,29 +575,34 @@ fn keep_input(winograd: &Winograd, tiles: &Tiles, cx: &mut Context) -> Result<()
                 (tiles.steps.parameters)(raw, depth, width, transformed, depth * width + GAP);
             }
             for point in 0..POINTS {
-                for block in split(&(0..block_count), parts, part) {
-                    let index = block * POINTS + point;
-                    let product = Product {
-                        values: values.wrapping_add(index * value_step + first),
-                        value_step: channels,
-                        parameters: transformed.wrapping_add(point * (depth * width + GAP)),
-                        width,
-                        depth,
-                        sums: sums.wrapping_add(index * sum_step),
-                        accumulate: piece > 0,
-                    };
-                    let rows = tile_block.min(tiles.count() - block * tile_block);
-                    // SAFETY: the workspace is as large as validated.
-                    unsafe { tiles.steps.multiply(&product, rows) };
+                for slot in 0..cx.batch.count() {
+                    for block in split(&(0..block_count), parts, part) {
+                        let index = block * POINTS + point;
+                        let product = Product {
+                            values: values_of(slot).wrapping_add(index * value_step + first),
+                            value_step: channels,
+                            parameters: transformed.wrapping_add(point * (depth * width + GAP)),
+                            width,
+                            depth,
+                            sums: sums_of(slot).wrapping_add(index * sum_step),
+                            accumulate: piece > 0,
+                        };
+                        let rows = tile_block.min(tiles.count() - block * tile_block);
+                        // SAFETY: the workspace is as large as validated.
+                        unsafe { tiles.steps.multiply(&product, rows) };
+                    }
                 }
             }
         }
-        for block in split(&(0..block_count), parts, part) {
-            let first = block * tile_block;
-            for tile in first..(first + tile_block).min(tiles.count()) {
-                let place = block * POINTS * sum_step + (tile - first) * PANEL_WIDTH;
-                let sums = sums.wrapping_add(place);
-                tiles.transform_output(tile, sums, sum_step, bias.as_ptr(), channel);
+        for slot in 0..cx.batch.count() {
+            let tiles = tiles.in_slot(cx.batch.shift(slot));
+            for block in split(&(0..block_count), parts, part) {
+                let first = block * tile_block;
+                for tile in first..(first + tile_block).min(tiles.count()) {
+                    let place = block * POINTS * sum_step + (tile - first) * PANEL_WIDTH;
+                    let sums = sums_of(slot).wrapping_add(place);
+                    tiles.transform_output(tile, sums, sum_step, bias.as_ptr(), channel);
+                }
             }
         }
     }
@@ -590,7 +610,8 @@ fn keep_input(winograd: &Winograd, tiles: &Tiles, cx: &mut Context) -> Result<()
 }
 
 /// All parameters are transformed first; then each worker passes blocks of input tiles through
-/// its private workspace and multiplies them with every panel.
+/// its private workspace and multiplies them with every panel. All slots use the workspace of the
+/// first.
 fn keep_parameters(winograd: &Winograd, tiles: &Tiles, cx: &mut Context) -> Result<(), Refusal> {
     let channels = tiles.input.channels;
     let out_channels = tiles.output.channels;
@@ -601,7 +622,7 @@ fn keep_parameters(winograd: &Winograd, tiles: &Tiles, cx: &mut Context) -> Resu
     let last_channel = (panels - 1) * PANEL_WIDTH;
     let width_sum = last_channel + panel_width(last_channel, out_channels);
 
-    let transformed: *mut f32 = cx.pool.at(winograd.workspace.offset).cast();
+    let transformed: *mut f32 = cx.batch.at(winograd.workspace.offset, 0).cast();
     let panel_step = POINTS * (channels * PANEL_WIDTH + GAP);
     let bias_place = POINTS * (channels * width_sum + GAP * panels);
     let bias = transformed.wrapping_add(bias_place);
@@ -632,7 +653,10 @@ fn keep_parameters(winograd: &Winograd, tiles: &Tiles, cx: &mut Context) -> Resu
         }
     }
 
-    for block in cx.worker.share(tiles.count().div_ceil(tile_block)) {
+    let block_count = tiles.count().div_ceil(tile_block);
+    for item in cx.worker.share(cx.batch.count() * block_count) {
+        let (slot, block) = (item / block_count, item % block_count);
+        let tiles = tiles.in_slot(cx.batch.shift(slot));
         let first = block * tile_block;
         let rows = tile_block.min(tiles.count() - first);
         for row in 0..rows {

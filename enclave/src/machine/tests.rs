@@ -1,5 +1,7 @@
 //! After loading, runs allocate nothing.
 
+use super::Machine;
+use crate::layout::Shape;
 use crate::program::{
     Activation, ActivationKind, Conv, Copy, Cut, DType, Depthwise, Gather, Instruction, Load, Map,
     MatMul, Pool, PoolKind, Reduce, ReduceKind, Winograd, WinogradMode,
@@ -50,6 +52,23 @@ static ALLOCATOR: Counting = Counting;
 /// Marks the calling thread, for the test below: workers call it before each of their runs.
 pub fn watch() {
     WATCHED.set(true);
+}
+
+/// All of a slot, and the memory for its message.
+pub fn kept(machine: &mut Machine, slot: usize) -> Vec<u8> {
+    let mut all = machine.message(slot).to_vec();
+    all.extend_from_slice(slot_of(machine, slot));
+    all
+}
+
+/// All of a slot.
+#[allow(unsafe_code)]
+fn slot_of(machine: &mut Machine, slot: usize) -> &mut [u8] {
+    let layout = &machine.engine.program.layout;
+    let size = layout.io_size + layout.arena_size;
+    let offset = machine.engine.slots.offset(slot);
+    // SAFETY: no run is in progress while the machine is borrowed exclusively.
+    unsafe { machine.engine.pool.bytes_mut(offset, size) }
 }
 
 /// A program with an instruction of every kind over an 8 by 8 image of 16 channels.
@@ -156,7 +175,7 @@ fn every_kind() -> Model {
             output: image(size),
             ops: vec![op(40, 0, 1, 0), op(20, 2, 0, 0)],
         }));
-    model.program.layout.arena_size = 64 * size;
+    model.program.regions.arena_size = 64 * size;
     model
 }
 
@@ -187,21 +206,32 @@ impl std::io::Read for Source<'_> {
 #[test]
 fn runs_allocate_nothing() {
     for isa in isas() {
-        let mut machine = every_kind().load(isa, 2).expect("loads").machine;
+        let mut machine = every_kind().load_slots(isa, 2, 4).expect("loads").machine;
         let input = bytes(&noise(1024, 2));
-        machine.message()[..4096].copy_from_slice(&input);
         machine.engine.watched.store(true, Ordering::SeqCst);
-        ALLOCATED.store(0, Ordering::SeqCst);
-        watch();
-        machine.read_inputs(0);
-        let ran = machine.run(true);
-        machine.write_outputs(0);
-        machine.wipe();
-        WATCHED.set(false);
-        assert_eq!(ran, Ok(()));
-        assert_eq!(ALLOCATED.load(Ordering::SeqCst), 0, "{isa:?}");
-        let output = from_bytes(&machine.message()[..4096]);
-        assert!(output.iter().all(|v| v.is_finite()));
+        for used in [0b1, 0b1011] {
+            let slots = (0..4).filter(|slot| used >> slot & 1 == 1);
+            for slot in slots.clone() {
+                machine.message(slot)[..4096].copy_from_slice(&input);
+            }
+            ALLOCATED.store(0, Ordering::SeqCst);
+            watch();
+            for slot in slots.clone() {
+                machine.read_inputs(slot, 0);
+            }
+            let ran = machine.run(used, true);
+            for slot in slots.clone() {
+                machine.write_outputs(slot, 0);
+                machine.wipe(slot);
+            }
+            WATCHED.set(false);
+            assert_eq!(ran, Ok(()));
+            assert_eq!(ALLOCATED.load(Ordering::SeqCst), 0, "{isa:?}");
+            for slot in slots {
+                let output = from_bytes(&machine.message(slot)[..4096]);
+                assert!(output.iter().all(|v| v.is_finite()));
+            }
+        }
     }
 }
 
@@ -210,29 +240,87 @@ fn runs_allocate_nothing() {
 #[test]
 fn what_a_request_allocates_does_not_depend_on_it() {
     let identity = tests::identity();
-    let mut model = every_kind().load(isas()[0], 2).expect("loads");
+    let mut model = every_kind().load_slots(isas()[0], 2, 3).expect("loads");
     let right = tests::request(&model.format, &bytes(&noise(1024, 2)));
     let mut wrong = right.clone();
     wrong[1] = 9;
     model.machine.engine.watched.store(true, Ordering::SeqCst);
-    let mut allocated = |plain: &[u8], kind: u32| {
-        let (sender, sealed) = tests::seal(&identity, plain);
-        let frames = tests::frame(kind, &sealed);
+    let mut allocated = |plains: &[&[u8]], kind: u32| {
+        let mut frames = vec![];
+        if plains.len() > 1 {
+            frames = tests::frame(5, &(plains.len() as u32).to_le_bytes());
+        }
+        let mut senders = vec![];
+        for plain in plains {
+            let (sender, sealed) = tests::seal(&identity, plain);
+            frames.extend(tests::frame(kind, &sealed));
+            senders.push(sender);
+        }
         let mut sink = Sink(Vec::with_capacity(1 << 20));
         ALLOCATED.store(0, Ordering::SeqCst);
         let end = protocol::serve(&identity, &mut model, &mut Source(&frames), &mut sink);
         WATCHED.set(false);
         assert!(matches!(end, protocol::End::Closed));
         let answers = tests::frames(&sink.0);
-        let (_, answer) = answers.last().expect("is answered");
-        tests::open(&sender, answer);
+        let answers = answers.iter().filter(|(kind, _)| *kind == 17);
+        assert_eq!(answers.clone().count(), plains.len());
+        for (sender, (_, answer)) in senders.iter().zip(answers) {
+            tests::open(sender, answer);
+        }
         ALLOCATED.load(Ordering::SeqCst)
     };
-    let bytes = allocated(&right, 2);
+    let bytes = allocated(&[&right], 2);
     assert!(bytes <= 256, "{bytes} bytes");
-    assert_eq!(allocated(&right, 3), bytes);
-    assert_eq!(allocated(&wrong, 2), bytes);
-    assert_eq!(allocated(&[], 2), bytes);
+    assert_eq!(allocated(&[&right], 3), bytes);
+    assert_eq!(allocated(&[&wrong], 2), bytes);
+    assert_eq!(allocated(&[&[]], 2), bytes);
+    assert_eq!(allocated(&[&right, &right], 2), 2 * bytes);
+    assert_eq!(allocated(&[&right, &wrong, &right], 2), 3 * bytes);
+}
+
+/// Any slots, in one run, on dirty memory: the same bytes as each alone; and then zeros.
+#[test]
+fn a_batch_gives_what_lone_runs_give_and_leaves_nothing() {
+    let model = every_kind();
+    let inputs: Vec<Vec<u8>> = (0..8).map(|seed| bytes(&noise(1024, seed))).collect();
+    for isa in isas() {
+        for threads in [1, 2] {
+            let alone: Vec<Vec<u8>> = inputs
+                .iter()
+                .map(|input| model.run(input, isa, threads).expect("runs"))
+                .collect();
+            let mut machine = model.load_slots(isa, threads, 8).expect("loads").machine;
+            for used in [0b1u32, 0b10, 0b1010_0110, 0b1111_1111, 0b1000_0001] {
+                for slot in 0..8 {
+                    slot_of(&mut machine, slot).fill(0xff);
+                }
+                let batch: Vec<(usize, &[u8])> = (0..8)
+                    .filter(|slot| used >> slot & 1 == 1)
+                    .map(|slot| (slot, &inputs[(slot + 3) % 8][..]))
+                    .collect();
+                for (slot, outputs) in batch.iter().zip(run_batch_wiped(&mut machine, &batch)) {
+                    assert!(
+                        outputs == alone[(slot.0 + 3) % 8],
+                        "{isa:?} {threads} {used:b}"
+                    );
+                }
+                for slot in 0..8 {
+                    let due = if used >> slot & 1 == 1 { 0 } else { 0xff };
+                    assert!(slot_of(&mut machine, slot).iter().all(|&b| b == due));
+                }
+            }
+        }
+    }
+
+    fn run_batch_wiped(machine: &mut Machine, batch: &[(usize, &[u8])]) -> Vec<Vec<u8>> {
+        let program = (*machine.engine.program).clone();
+        let outputs = run_batch(machine, &program, batch).expect("runs");
+        for &(slot, _) in batch {
+            machine.message(slot).fill(0);
+            machine.wipe(slot);
+        }
+        outputs
+    }
 }
 
 #[test]
@@ -281,11 +369,15 @@ fn hostile_programs_are_refused_or_run() {
         let hostile = Model {
             program,
             chunks: model.chunks.clone(),
+            rungs: model.rungs.clone(),
         };
         if hostile.program.chunks.len() != model.chunks.len() {
             continue;
         }
-        if hostile.fault().is_some() || hostile.program.layout.size() > 1 << 24 {
+        if hostile
+            .place(Shape::default())
+            .map_or(true, |p| p.layout.size() > 1 << 24)
+        {
             refused += 1;
             continue;
         }

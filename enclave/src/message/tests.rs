@@ -14,7 +14,9 @@ fn header() -> Header {
     Header {
         build_id: [0; 32],
         key_check: [0; 16],
-        pool_size: 0,
+        slot_size: 0,
+        rungs: vec![],
+        rung: 0,
         thread_count: 1,
         inputs: vec![
             port("image", DType::F32, &[1, 3]),

@@ -8,7 +8,7 @@ use crate::testing::{KEY, Model, bytes, floats, load, noise};
 fn model() -> Model {
     let output = floats(0, &[48]);
     let mut model = Model::new(192, vec![], vec![output.clone()]);
-    model.program.layout.resident_size = 64;
+    model.program.regions.fixed_size = 64;
     let values = bytes(&noise(48, 1));
     model.chunk(values[..64].to_vec(), None);
     model.chunk(values[64..128].to_vec(), Some(384));
@@ -83,8 +83,8 @@ fn the_prefix_says_what_is_wrong() {
     };
     assert_eq!(altered(0, b'v'), Err(Refusal::Header(HeaderFault::Magic)));
     assert_eq!(
-        altered(7, 2),
-        Err(Refusal::Header(HeaderFault::Version { found: 2 }))
+        altered(7, 1),
+        Err(Refusal::Header(HeaderFault::Version { found: 1 }))
     );
     assert_eq!(
         altered(11, 255),
@@ -102,7 +102,7 @@ fn the_prefix_says_what_is_wrong() {
 
 #[test]
 fn a_header_in_another_encoding_is_refused() {
-    // The pool size as a longer integer than it needs.
+    // The slot size as a longer integer than it needs.
     let file = model().seal();
     let header_size = u32::from_le_bytes([file[8], file[9], file[10], file[11]]) as usize;
     let at = 16 + 1 + 34 + 17;

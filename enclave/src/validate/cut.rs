@@ -134,16 +134,8 @@ fn layer_chunks(
         if size != Some(chunk.size) {
             return Err(Fault::CutChunkSize);
         }
-        fits_staging(chunk, program)?;
     }
     Ok(pieces)
-}
-
-fn fits_staging(chunk: &crate::program::Chunk, program: &Program) -> Result<(), Fault> {
-    if chunk.resident_offset.is_none() && chunk.size > program.layout.staging_size {
-        return Err(Fault::ChunkLargerThanStaging);
-    }
-    Ok(())
 }
 
 fn load(load: &Load, program: &Program, used: &mut [bool]) -> Result<(), Finding> {
@@ -170,9 +162,6 @@ fn load(load: &Load, program: &Program, used: &mut [bool]) -> Result<(), Finding
     let size = count(&load.output).saturating_mul(u128::from(load.output.dtype.size()));
     if size > total || total - size >= u128::from(ALIGNMENT) {
         return Err(refuse(Fault::LoadSize));
-    }
-    for chunk in chunks {
-        fits_staging(chunk, program).map_err(refuse)?;
     }
     Ok(())
 }

@@ -8,15 +8,19 @@
 //!    inputs and of scratch (`nest`);
 //! 2. every shape, type, kernel and chunk fits the others of its instruction (`rules`, `cut`,
 //!    `expression`);
-//! 3. everything read was written before; every program output is written at the end (here).
+//! 3. everything read was written before; every program output is written at the end (here);
+//! 4. every rung of the header is what its chunks come to (`ladder`).
+//!
+//! Only chunks with a fixed place have views, so that the walk holds for every rung.
 
 mod bitmap;
 mod cut;
 mod expression;
+mod ladder;
 mod nest;
 mod rules;
 
-use crate::program::{Chunk, DType, Instruction, Layout, Program, View};
+use crate::program::{Chunk, DType, Instruction, Program, Regions, View};
 use crate::refusal::{Fault, Place, Refusal};
 use crate::sealed::{Header, Port};
 use bitmap::Bitmap;
@@ -47,18 +51,15 @@ impl<T> Deref for Valid<T> {
 /// A fault with the operand it lies in.
 type Finding = (&'static str, Fault);
 
-impl Layout {
-    pub fn resident_offset(&self) -> u64 {
+impl Regions {
+    /// Where a slot ends, and what all slots share begins.
+    fn slot_size(&self) -> u64 {
         self.io_size + self.arena_size
     }
 
-    pub fn staging_offset(&self) -> u64 {
-        self.resident_offset() + self.resident_size
-    }
-
-    /// The whole pool.
-    pub fn size(&self) -> u64 {
-        self.staging_offset() + self.staging_size * u64::from(self.thread_count)
+    /// Where the last fixed chunk ends: no view reaches further.
+    fn fixed_end(&self) -> u64 {
+        self.slot_size() + self.fixed_size
     }
 }
 
@@ -71,13 +72,14 @@ pub fn validate(program: Program, header: &Header) -> Result<Valid<Program>, Ref
             fault,
         }
     };
-    check_layout(&program.layout, header).map_err(|f| at(Place::Layout)(("", f)))?;
+    check_regions(&program.regions).map_err(|f| at(Place::Layout)(("", f)))?;
     if program.instructions.len() > MAX_INSTRUCTIONS {
         return Err(at(Place::Layout)(("", Fault::TooManyInstructions)));
     }
     if program.chunks.len() > MAX_CHUNKS {
         return Err(at(Place::Layout)(("", Fault::TooManyChunks)));
     }
+    ladder::check(&program, header)?;
     let mut walk = Walk::new(&program)?;
     walk.chunks()?;
     walk.inputs(&header.inputs)?;
@@ -88,32 +90,24 @@ pub fn validate(program: Program, header: &Header) -> Result<Valid<Program>, Ref
     walk.outputs(&header.outputs)?;
     let used = walk.used.iter().zip(&program.chunks);
     for (index, (used, chunk)) in used.enumerate() {
-        if !used && chunk.resident_offset.is_none() {
+        if !used && chunk.fixed_offset.is_none() {
             return Err(at(Place::Chunk(index))(("", Fault::ChunkUnused)));
         }
     }
     Ok(Valid(program))
 }
 
-fn check_layout(layout: &Layout, header: &Header) -> Result<(), Fault> {
-    let sizes = [
-        layout.io_size,
-        layout.arena_size,
-        layout.resident_size,
-        layout.staging_size,
-    ];
+fn check_regions(regions: &Regions) -> Result<(), Fault> {
+    let sizes = [regions.io_size, regions.arena_size, regions.fixed_size];
     if sizes.iter().any(|size| !size.is_multiple_of(ALIGNMENT)) {
         return Err(Fault::SizeNotAligned);
     }
-    if layout.thread_count == 0 || layout.thread_count > MAX_THREADS {
+    if regions.thread_count == 0 || regions.thread_count > MAX_THREADS {
         return Err(Fault::ThreadCount);
     }
-    // Each at most 2^40, so no sum of them and no product with the thread count overflows.
-    if sizes.iter().any(|&size| size > MAX_POOL_SIZE) || layout.size() > MAX_POOL_SIZE {
+    // Each at most 2^40, so no sum of them overflows.
+    if sizes.iter().any(|&size| size > MAX_POOL_SIZE) || regions.fixed_end() > MAX_POOL_SIZE {
         return Err(Fault::PoolTooLarge);
-    }
-    if layout.size() != header.pool_size || layout.thread_count != header.thread_count {
-        return Err(Fault::HeaderDisagrees);
     }
     Ok(())
 }
@@ -121,7 +115,7 @@ fn check_layout(layout: &Layout, header: &Header) -> Result<(), Fault> {
 /// The walk over a program, with what it has found written so far.
 struct Walk<'p> {
     program: &'p Program,
-    layout: Layout,
+    regions: Regions,
     written: Bitmap,
     /// All clear between uses.
     marked: Bitmap,
@@ -133,21 +127,21 @@ struct Walk<'p> {
 
 impl<'p> Walk<'p> {
     fn new(program: &'p Program) -> Result<Self, Refusal> {
-        let layout = program.layout;
+        let regions = program.regions;
         let bytewise = all_views(program).any(|v| v.dtype.size() < 4);
         let granule = if bytewise { 1 } else { 4 };
         Ok(Walk {
             program,
-            layout,
-            written: Bitmap::new(layout.staging_offset(), granule)?,
-            marked: Bitmap::new(layout.staging_offset(), granule)?,
+            regions,
+            written: Bitmap::new(regions.fixed_end(), granule)?,
+            marked: Bitmap::new(regions.fixed_end(), granule)?,
             work_left: MAX_BITMAP_WORK,
             arithmetic_left: MAX_ARITHMETIC,
             used: vec![false; program.chunks.len()],
         })
     }
 
-    /// Sizes and places of chunks; resident ones count as written.
+    /// Sizes and places of chunks; fixed ones count as written.
     fn chunks(&mut self) -> Result<(), Refusal> {
         for (index, chunk) in self.program.chunks.iter().enumerate() {
             self.chunk(chunk).map_err(|fault| Refusal::Invalid {
@@ -163,13 +157,13 @@ impl<'p> Walk<'p> {
         if chunk.size == 0 || !chunk.size.is_multiple_of(ALIGNMENT) || chunk.size > MAX_POOL_SIZE {
             return Err(Fault::ChunkSize);
         }
-        let Some(offset) = chunk.resident_offset else {
+        let Some(offset) = chunk.fixed_offset else {
             return Ok(());
         };
         let end = offset.checked_add(chunk.size).ok_or(Fault::Overflow)?;
         if !offset.is_multiple_of(ALIGNMENT)
-            || offset < self.layout.resident_offset()
-            || end > self.layout.staging_offset()
+            || offset < self.regions.slot_size()
+            || end > self.regions.fixed_end()
         {
             return Err(Fault::ResidentPlace);
         }
@@ -228,7 +222,7 @@ impl<'p> Walk<'p> {
 
     /// A program input or output: dense, in the I/O region, as the header says.
     fn port(&mut self, view: &View, port: &Port) -> Result<Nest, Fault> {
-        let nest = Nest::of(view, self.layout.io_size)?;
+        let nest = Nest::of(view, self.regions.io_size)?;
         if !nest::is_dense(view) {
             return Err(Fault::NotDense);
         }
@@ -242,14 +236,14 @@ impl<'p> Walk<'p> {
     fn instruction(&mut self, instruction: &Instruction) -> Result<(), Finding> {
         let operands = rules::operands(instruction);
         for &(name, view) in &operands.reads {
-            Nest::of(view, self.layout.staging_offset()).map_err(|f| (name, f))?;
+            self.readable(view).map_err(|f| (name, f))?;
         }
         let output = self.writable(operands.output).map_err(|f| ("output", f))?;
         let scratch = match operands.scratch {
             Some(view) => Some(self.writable(view).map_err(|f| ("workspace", f))?),
             None => None,
         };
-        let arithmetic = rules::check(instruction, &self.layout)?;
+        let arithmetic = rules::check(instruction, &self.regions)?;
         self.arithmetic_left = self
             .arithmetic_left
             .checked_sub(arithmetic)
@@ -258,7 +252,7 @@ impl<'p> Walk<'p> {
 
         let mut reads = Vec::with_capacity(operands.reads.len());
         for &(name, view) in &operands.reads {
-            let nest = Nest::of(view, self.layout.staging_offset()).map_err(|f| (name, f))?;
+            let nest = self.readable(view).map_err(|f| (name, f))?;
             self.charge(&nest).map_err(|f| (name, f))?;
             if !nest.all(&self.written) {
                 return Err((name, Fault::ReadBeforeWritten));
@@ -293,9 +287,19 @@ impl<'p> Walk<'p> {
         Ok(())
     }
 
+    /// A view that an instruction reads: in the I/O region, the arena or the fixed chunks, not
+    /// partly in a slot and partly in what all slots share.
+    fn readable(&self, view: &View) -> Result<Nest, Fault> {
+        let nest = Nest::of(view, self.regions.fixed_end())?;
+        if nest.straddles(self.regions.slot_size()) {
+            return Err(Fault::OutsideRegion);
+        }
+        Ok(nest)
+    }
+
     /// A view that an instruction writes: in the I/O region or the arena, clear of itself.
     fn writable(&self, view: &View) -> Result<Nest, Fault> {
-        let nest = Nest::of(view, self.layout.resident_offset())?;
+        let nest = Nest::of(view, self.regions.slot_size())?;
         nest::check_written(view)?;
         Ok(nest)
     }

@@ -106,6 +106,11 @@ impl Nest {
         self.end
     }
 
+    /// Whether it lies on both sides of `edge`.
+    pub fn straddles(&self, edge: u64) -> bool {
+        self.base < edge && edge < self.end
+    }
+
     fn dims(&self) -> &[(u64, u64)] {
         self.dims.get(..self.rank).unwrap_or_default()
     }

@@ -2,9 +2,9 @@
 
 use super::{Finding, count, expect_type, expression, nest};
 use crate::program::{
-    Activation, Conv, Copy, DType, Depthwise, Gather, Instruction, Layout, Load,
-    MAX_PADDED_CHANNELS, MAX_RANK, MatMul, PANEL_WIDTH, Pool, Reduce, ReduceKind, View,
-    WINOGRAD_GAP, Winograd, WinogradMode,
+    Activation, Conv, Copy, DType, Depthwise, Gather, Instruction, Load, MAX_PADDED_CHANNELS,
+    MAX_RANK, MatMul, PANEL_WIDTH, Pool, Reduce, ReduceKind, Regions, View, WINOGRAD_GAP, Winograd,
+    WinogradMode,
 };
 use crate::refusal::Fault;
 
@@ -85,11 +85,11 @@ pub fn may_write_in_place(instruction: &Instruction, operand: &str) -> bool {
 }
 
 /// Checks shapes, types and numbers; gives the arithmetic operations of the instruction.
-pub fn check(instruction: &Instruction, layout: &Layout) -> Result<u128, Finding> {
+pub fn check(instruction: &Instruction, regions: &Regions) -> Result<u128, Finding> {
     match instruction {
         Instruction::Load(i) => load(i),
         Instruction::Conv(i) => conv(i),
-        Instruction::Winograd(i) => winograd(i, layout),
+        Instruction::Winograd(i) => winograd(i, regions),
         Instruction::Depthwise(i) => depthwise(i),
         Instruction::MatMul(i) => matmul(i),
         Instruction::Pool(i) => pool(i),
@@ -257,7 +257,7 @@ fn depthwise(i: &Depthwise) -> Result<u128, Finding> {
     Ok(count(&i.output).saturating_mul(kernel_h * kernel_w))
 }
 
-fn winograd(i: &Winograd, layout: &Layout) -> Result<u128, Finding> {
+fn winograd(i: &Winograd, regions: &Regions) -> Result<u128, Finding> {
     let geometry = Geometry {
         input: image(&i.input, "input")?,
         output: image(&i.output, "output")?,
@@ -283,14 +283,14 @@ fn winograd(i: &Winograd, layout: &Layout) -> Result<u128, Finding> {
     if !i.workspace.offset.is_multiple_of(crate::program::ALIGNMENT) {
         return Err(("workspace", Fault::Misaligned));
     }
-    if count(&i.workspace) < workspace_count(i, geometry.output, channels, layout) {
+    if count(&i.workspace) < workspace_count(i, geometry.output, channels, regions) {
         return Err(("workspace", Fault::WorkspaceTooSmall));
     }
     Ok(count(&i.output).saturating_mul(9 * u128::from(channels)))
 }
 
 /// `winograd_scratch_count` of `vessels.program`.
-fn workspace_count(i: &Winograd, output: [u64; 4], channels: u64, layout: &Layout) -> u128 {
+fn workspace_count(i: &Winograd, output: [u64; 4], channels: u64, regions: &Regions) -> u128 {
     let [n, h, w, out_channels] = output.map(u128::from);
     let channels = u128::from(channels);
     let block = u128::from(i.tile_block);
@@ -314,7 +314,7 @@ fn workspace_count(i: &Winograd, output: [u64; 4], channels: u64, layout: &Layou
             )
         }
     };
-    shared.saturating_add(private.saturating_mul(u128::from(layout.thread_count)))
+    shared.saturating_add(private.saturating_mul(u128::from(regions.thread_count)))
 }
 
 fn load(i: &Load) -> Result<u128, Finding> {

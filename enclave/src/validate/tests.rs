@@ -74,20 +74,19 @@ fn the_model_itself_is_valid() {
 
 #[test]
 fn layouts() {
-    let broken = |change: fn(&mut Layout), fault| {
+    let broken = |change: fn(&mut Regions), fault| {
         let mut model = model();
-        change(&mut model.program.layout);
+        change(&mut model.program.regions);
         refused(&model, fault);
     };
     broken(|l| l.io_size += 4, Fault::SizeNotAligned);
     broken(|l| l.thread_count = 0, Fault::ThreadCount);
     broken(|l| l.thread_count = 1000, Fault::ThreadCount);
     broken(|l| l.arena_size = 1 << 41, Fault::PoolTooLarge);
-    broken(|l| l.staging_size = 64, Fault::ChunkLargerThanStaging);
     broken(|l| l.io_size = 4096, Fault::OutsideRegion);
     let model = model();
     let mut header = model.header();
-    header.pool_size += 64;
+    header.slot_size += 64;
     assert!(validate(model.program.clone(), &header).is_err());
     let mut header = model.header();
     header.outputs.pop();
@@ -195,7 +194,7 @@ fn winograd() {
     };
     let with = |change: fn(&mut Winograd)| {
         let mut model = model();
-        model.program.layout.arena_size = 54_144 * 4;
+        model.program.regions.arena_size = 54_144 * 4;
         let mut winograd = base.clone();
         change(&mut winograd);
         model.program.instructions = vec![Instruction::Winograd(winograd)];
@@ -223,16 +222,17 @@ fn chunks() {
     empty.program.chunks[0].size = 0;
     refused(&empty, Fault::ChunkSize);
     let mut misplaced = model();
-    misplaced.program.chunks[0].resident_offset = Some(0);
+    misplaced.program.chunks[0].fixed_offset = Some(0);
+    misplaced.program.order.clear();
     refused(&misplaced, Fault::ResidentPlace);
     let mut resident = model();
-    resident.program.layout.resident_size = 128;
+    resident.program.regions.fixed_size = 128;
     resident.chunk(vec![0; 64], Some(16384));
     resident.chunk(vec![0; 64], Some(16384 + 64));
     assert_eq!(resident.fault(), None);
-    resident.program.chunks[2].resident_offset = Some(16384);
+    resident.program.chunks[2].fixed_offset = Some(16384);
     refused(&resident, Fault::ResidentOverlap);
-    resident.program.chunks[2].resident_offset = Some(16384 + 64);
+    resident.program.chunks[2].fixed_offset = Some(16384 + 64);
     // Constants may be read, not written.
     let map = |input: u64, output: u64| {
         Instruction::Map(Map {
@@ -243,6 +243,8 @@ fn chunks() {
     };
     let mut reader = resident.clone();
     assert_eq!(reader.push(map(16384, 8192)).fault(), None);
+    // In the slot, or in what all slots share, but not across the border.
+    refused(reader.push(map(16384 - 32, 8192)), Fault::OutsideRegion);
     refused(resident.push(map(0, 16384)), Fault::OutsideRegion);
 }
 
@@ -377,7 +379,7 @@ fn the_other_instructions() {
     };
     let chunk_size = (16 + 9 * 16 * 16) * 4;
     let mut loader = model();
-    loader.program.layout.arena_size = 16384;
+    loader.program.regions.arena_size = 16384;
     assert_eq!(
         loader.clone().push(load(chunk_size - 63, 0, 1)).fault(),
         None
@@ -394,4 +396,74 @@ fn the_other_instructions() {
         loader.push(load(chunk_size, 1, u32::MAX)),
         Fault::ChunkRange,
     );
+}
+
+#[test]
+fn ladders() {
+    let three = || {
+        let mut model = model();
+        model.rungs = vec![0, 1];
+        model
+    };
+    assert_eq!(three().fault(), None);
+    let order = |order: &[u32]| {
+        let mut model = three();
+        model.program.order = order.to_vec();
+        refused(&model, Fault::Order);
+    };
+    order(&[]);
+    order(&[0, 0]);
+    order(&[1]);
+    order(&[0, u32::MAX]);
+    let mut fixed = three();
+    fixed.program.regions.fixed_size = 64;
+    fixed.chunk(vec![0; 64], Some(16384));
+    assert_eq!(fixed.fault(), None);
+    fixed.program.order.push(1);
+    refused(&fixed, Fault::Order);
+
+    let header = |change: fn(&mut Header), fault| {
+        let model = three();
+        let mut header = model.header();
+        change(&mut header);
+        match validate(model.program, &header).err() {
+            Some(Refusal::Invalid { fault: found, .. }) => assert_eq!(found, fault),
+            other => panic!("{other:?} instead of {fault:?}"),
+        }
+    };
+    header(|h| h.slot_size -= 64, Fault::HeaderDisagrees);
+    header(|h| h.thread_count = 1, Fault::HeaderDisagrees);
+    header(|h| h.rungs.clear(), Fault::RungCount);
+    header(|h| h.rungs = vec![h.rungs[0]; 65], Fault::RungCount);
+    header(|h| h.rung = 2, Fault::RungCount);
+    header(|h| h.rung = u32::MAX, Fault::RungCount);
+    header(|h| h.rungs.reverse(), Fault::RungOrder);
+    header(|h| h.rungs[1] = h.rungs[0], Fault::RungOrder);
+    header(|h| h.rungs[1].resident_count = 2, Fault::RungOrder);
+    header(|h| h.rungs[1].resident_count = u32::MAX, Fault::RungOrder);
+    header(|h| h.rungs[0].staging_size -= 64, Fault::RungSize);
+    header(|h| h.rungs[0].staging_size = u64::MAX, Fault::RungSize);
+    header(|h| h.rungs[1].staging_size = 64, Fault::RungSize);
+    header(|h| h.rungs[0].resident_size = 64, Fault::RungSize);
+    header(|h| h.rungs[1].resident_size += 64, Fault::RungSize);
+    header(|h| h.rungs[1].resident_size = u64::MAX, Fault::RungSize);
+    let mut large = three();
+    large.program.chunks[0].size = 1 << 40;
+    refused(&large, Fault::PoolTooLarge);
+    large.program.chunks[0].size = u64::MAX;
+    refused(&large, Fault::ChunkSize);
+}
+
+#[test]
+fn views_stay_in_their_slot() {
+    let mut model = model();
+    model.program.regions.fixed_size = 64;
+    model.chunk(vec![0; 64], Some(16384));
+    model.push(fill(floats(16384 - 64, &[16]), 0.0));
+    assert_eq!(model.fault(), None);
+    model.push(Instruction::Copy(Copy {
+        input: floats(16384 - 64, &[32]),
+        output: floats(8192, &[32]),
+    }));
+    refused(&model, Fault::OutsideRegion);
 }

@@ -16,7 +16,8 @@ from pathlib import Path
 import cbor2
 
 from vessels.errors import AttestationError, SealedError
-from vessels.seal import MAGIC, PREFIX, TAG_SIZE, read_header
+from vessels.header import TAG_SIZE
+from vessels.seal import MAGIC, PREFIX, read_header
 
 VERSION = 1
 NONCE_SIZE = 32

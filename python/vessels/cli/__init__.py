@@ -17,15 +17,18 @@ from vessels.cli import (
     attest,
     bench,
     build,
+    cluster,
     gramine,
     inspect,
     keys,
+    kubernetes,
     plot,
     policy,
     proxy,
     run,
     serve,
     study,
+    top,
 )
 from vessels.cli.common import run_app
 
@@ -41,11 +44,12 @@ app = typer.Typer(
 )
 for command in (
     build.build, inspect.inspect, run.run, bench.bench, plot.plot, study.study, attest.attest,
-    gramine.gramine, serve.serve, proxy.proxy,
+    gramine.gramine, kubernetes.kubernetes, serve.serve, top.top, proxy.proxy,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(cluster.app, name="cluster")
 
 
 def _version(wanted: bool) -> None:

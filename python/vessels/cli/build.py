@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.table import Table
 
 from vessels import api
 from vessels.api import Inspection
@@ -39,7 +40,7 @@ def build(
             parser=parse_size,
             metavar="SIZE",
             help="Most bytes of the pool, as in 16MiB: parameters that fit stay resident. "
-            "Default: all stream.",
+            "Default: all stream. Another rung may be chosen when the model is run.",
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Most worker threads.")] = 2,
@@ -73,7 +74,12 @@ def print_inspection(model: Inspection, title: str) -> None:
     """The interface and the figures of a model for people."""
     ports = [(f"input {p.name}", p.describe()) for p in model.inputs]
     ports += [(f"output {p.name}", p.describe()) for p in model.outputs]
-    rows = [*ports, ("pool", mib(model.pool_size)), ("threads, at most", str(model.thread_count))]
+    rows = [
+        *ports,
+        ("pool", mib(model.pool_size)),
+        ("a slot: one request in work", mib(model.ladder.slot_size)),
+        ("threads, at most", str(model.thread_count)),
+    ]
     if (f := model.figures) is not None:
         rows += [
             ("  activations and scratch", mib(f.activation_size)),
@@ -86,3 +92,19 @@ def print_inspection(model: Inspection, title: str) -> None:
             ("instructions", str(f.instruction_count)),
         ]
     out.print(sizes_table(rows, title))
+    out.print(_rungs_table(model))
+
+
+def _rungs_table(model: Inspection) -> Table:
+    ladder = model.ladder
+    table = Table(title="Rungs: the choice of who runs it", title_justify="left")
+    names = ["rung", "resident", "pool of one slot"]
+    for name in names if model.estimated_ms is None else [*names, "estimated"]:
+        table.add_column(name, justify="right")
+    for number, rung in enumerate(ladder.rungs):
+        mark = " (default)" if number == ladder.default else ""
+        row = [f"{number}{mark}", mib(rung.resident_size), mib(ladder.pool_size(number))]
+        if model.estimated_ms is not None:
+            row.append(f"{model.estimated_ms[number]:.2f} ms")
+        table.add_row(*row)
+    return table

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vessels.cli.common import mib, out, print_json, sizes_table
+from vessels.ladder import MAX_SLOTS
 
 Sealed = Annotated[Path, typer.Argument(metavar="MODEL.vessel", help="The sealed model.")]
 
@@ -24,6 +25,17 @@ def gramine(
         int | None,
         typer.Option(min=1, help="Worker threads. Default: as many as the model was built for."),
     ] = None,
+    rung: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="How much stays resident; `vessels inspect` lists the rungs. "
+            "Default: what the model was built for.",
+        ),
+    ] = None,
+    slots: Annotated[
+        int, typer.Option(min=1, max=MAX_SLOTS, help="Requests that may be in work together.")
+    ] = 1,
     isv_prod_id: Annotated[
         int, typer.Option(help="The signer's number of the product, for policies by signer.")
     ] = 0,
@@ -36,7 +48,8 @@ def gramine(
     from vessels.gramine import TEMPLATE, plan_enclave, write_folder
 
     plan = plan_enclave(
-        model, name=name, threads=threads, isv_prod_id=isv_prod_id, isv_svn=isv_svn
+        model, name=name, threads=threads, rung=rung, slots=slots, isv_prod_id=isv_prod_id,
+        isv_svn=isv_svn,
     )  # fmt: skip
     write_folder(plan, output)
     if as_json:
@@ -49,6 +62,8 @@ def gramine(
                 "parts": {p.name: p.size for p in plan.parts},
                 "max_threads": plan.max_threads,
                 "thread_count": plan.thread_count,
+                "rung": plan.rung,
+                "slots": plan.slots,
                 "model_place": str(plan.model_place),
             }
         )
@@ -58,6 +73,7 @@ def gramine(
         ("needed", mib(plan.needed_size)),
         ("enclave size", mib(plan.enclave_size)),
         ("threads, Gramine's included", str(plan.max_threads)),
+        ("rung, slots", f"{plan.rung}, {plan.slots}"),
     ]
     out.print(sizes_table(rows, str(output / TEMPLATE)))
     out.print(

@@ -217,7 +217,6 @@ def serve(
     ] = "text",
 ) -> None:
     """Release keys to enclaves whose evidence a policy accepts. Runs until it is interrupted."""
-    import asyncio
     import resource
 
     from vessels.attestation import Policy, Verifier
@@ -227,6 +226,7 @@ def serve(
         Limits,
         bound_socket,
         parse_address,
+        run_loop,
         serve_until_signal,
         server,
         url_of,
@@ -254,7 +254,7 @@ def serve(
             revoked=found.revoked, in_policy=rules.model_of(found.digest) is not None,
         )  # fmt: skip
     event("serving", url=url_of(bound, tls=tls_key is not None), policy=str(policy))
-    asyncio.run(serve_until_signal(made, bound))
+    run_loop(serve_until_signal(made, bound))
     event("stopped")
 
 

@@ -14,6 +14,8 @@ from vessels.cli.inspect import AsJson, Sealed
 from vessels.enclave import Enclave
 from vessels.errors import RequestError
 from vessels.files import check_destination, write_arrays, write_whole
+from vessels.ladder import Ladder
+from vessels.seal import read_header
 
 
 def run(
@@ -30,15 +32,23 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Worker threads; at most those it was built for.")
     ] = None,
+    rung: Annotated[
+        int | None,
+        typer.Option(min=0, help="How much stays resident; `vessels inspect` lists the rungs."),
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Predictions to time.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Predict in an enclave process and write all outputs to a file."""
     check_destination(output, keep=[model, key])
+    Ladder.of(read_header(model)).pool_size(rung)  # Refuses a rung that the model does not have.
     arrays = _read_inputs(inputs)
     milliseconds: list[float] = []
     outputs: dict[str, np.ndarray[Any, Any]] = {}
-    with progress("running") as report, Enclave(model, key=key, threads=threads) as enclave:
+    with (
+        progress("running") as report,
+        Enclave(model, key=key, threads=threads, rung=rung) as enclave,
+    ):
         for index in range(repeat):
             start = time.perf_counter()
             outputs = enclave.run(arrays)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,32 +14,46 @@ import typer
 
 from vessels.errors import UsageError
 from vessels.serve.limits import Limits
-from vessels.serve.logs import Style, use_server_log
+from vessels.serve.logs import Style, event, use_server_log
 
 if TYPE_CHECKING:
     from vessels.serve.backends import Backend
+    from vessels.serve.config import ModelSettings
     from vessels.serve.keys import KeySource
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DEFAULT = Limits()
 _log = logging.getLogger("vessels")
 
 
 def serve(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[NAME=]MODEL.vessel…", help="Sealed models; the file's name is the model's."
         ),
-    ],
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--models", metavar="DIR", help="All sealed models in a folder.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="serve.toml", help="Models with weights, queues and limits."),
+    ] = None,
+    epc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|93MiB|none",
+            help="Trusted memory for all enclaves. Default: auto under Gramine, else none.",
+        ),
+    ] = None,
     keys: Annotated[
         str | None, typer.Option(metavar="URL", help="The model owner's key service.")
     ] = None,
     insecure_key: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="MODEL.key",
-            help="A key file on this host instead, which can then read the model.",
+            metavar="MODEL.key|DIR",
+            help="Key files on this host instead, which can then read the models.",
         ),
     ] = None,
     listen: Annotated[
@@ -69,12 +83,17 @@ def serve(
         int | None,
         typer.Option(min=1, help="Worker threads of each enclave; at most those it was built for."),
     ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Most requests that one run of an enclave answers."),
+    ] = None,
     connections: Annotated[
         int, typer.Option(min=1, help="Most connections that are served.")
     ] = _DEFAULT.connection_count,
     queue: Annotated[
-        int, typer.Option(min=1, help="Most requests that may wait for one model.")
-    ] = _DEFAULT.waiting_count,
+        int | None,
+        typer.Option(min=1, help="Most requests that may wait for one model. Default: 128."),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a prediction's enclave is ended.")
     ] = _DEFAULT.predict_seconds,
@@ -87,8 +106,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve sealed models from enclaves, to clients that verify and encrypt."""
-    from vessels.listening import bound_socket, parse_address
+    from vessels.listening import bound_socket, parse_address, run_loop
+    from vessels.schedule.model import Machine
     from vessels.serve.app import Site
+    from vessels.serve.environment import Tools
+    from vessels.serve.host import Host
     from vessels.serve.metrics import Metrics
     from vessels.serve.model import ServedModel
     from vessels.serve.server import serve as run
@@ -97,23 +119,34 @@ def serve(
     if (tls_certificate is None) != (tls_key is None):
         raise UsageError("--tls-certificate and --tls-key go together.")
     address = parse_address(listen)
-    files = _named(models)
+    settings, memory = _settings(
+        models or [], folder, config, threads=threads, slots=slots, queue=queue
+    )
+    if backend == "gramine" and any(m.threads or m.slots for m in settings.values()):
+        raise UsageError("under Gramine threads and slots are the manifest's: `vessels gramine`.")
+    files = {name: model.path for name, model in settings.items()}
     limits = Limits(
         connection_count=connections,
-        waiting_count=queue,
+        waiting_count=queue or _DEFAULT.waiting_count,
         predict_seconds=timeout,
         shutdown_seconds=grace,
     )
     source = _key_source(keys, insecure_key or [], files.values())
-    launcher = _backend(backend, threads, files, manifest or [])
-    metrics = Metrics()
-    served = {
-        name: ServedModel(name, path, backend=launcher, keys=source, limits=limits, metrics=metrics)
-        for name, path in files.items()
-    }
+    launcher = _backend(backend, files, manifest or [])
+    machine = Machine(len(os.sched_getaffinity(0)), _epc_size(epc or memory, backend))
+    tools = Tools(launcher, source, limits, Metrics())
+    served = [
+        ServedModel(model, backend=launcher, limits=limits, machine=machine)
+        for model in settings.values()
+    ]
+
+    async def main() -> None:
+        site = Site(Host(served, machine, tools), limits, tools.metrics)
+        event("capacity", epc_size=machine.epc_size or "none", cores=machine.core_count)
+        await run(site, bound, certificate=tls_certificate, private_key=tls_key)
+
     bound = bound_socket(*address)
-    site = Site(served, limits, metrics)
-    asyncio.run(run(site, bound, certificate=tls_certificate, private_key=tls_key))
+    run_loop(main())
 
 
 def _style(text: str | None) -> Style:
@@ -125,23 +158,36 @@ def _style(text: str | None) -> Style:
         raise UsageError(f"--log is {text!r}; it must be json or text.") from None
 
 
-def _named(texts: Sequence[str]) -> dict[str, Path]:
-    """The sealed models by name. Raises :class:`UsageError`."""
-    files: dict[str, Path] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        # A path may hold `=` itself.
-        if not equals or not _NAME.fullmatch(name):
-            name, path = Path(text).stem, text
-        if not _NAME.fullmatch(name):
-            raise UsageError(
-                f"{name!r} is no name for a model in a URL; give it one: NAME={path}, of letters, "
-                "digits, '.', '_' and '-'."
-            )
-        if name in files:
-            raise UsageError(f"two models are called {name!r}; give one another name: NAME={path}.")
-        files[name] = Path(path)
-    return files
+def _settings(
+    texts: Sequence[str],
+    folder: Path | None,
+    config: Path | None,
+    *,
+    threads: int | None = None,
+    slots: int | None = None,
+    queue: int | None = None,
+) -> tuple[dict[str, ModelSettings], str | None]:
+    """The models by name, as the command line and the file together say, and the file's EPC."""
+    from vessels.serve.config import Settings, in_folder, merged, named
+
+    file = Settings() if config is None else Settings.load(config)
+    models = merged(file.models, named(texts), [] if folder is None else in_folder(folder))
+    limited = {
+        name: replace(
+            model,
+            threads=threads or model.threads,
+            slots=slots or model.slots,
+            queue=queue or model.queue,
+        )
+        for name, model in models.items()
+    }
+    return limited, file.epc
+
+
+def _epc_size(text: str | None, backend: str) -> int | None:
+    from vessels.serve.capacity import AUTO, NONE, epc_size
+
+    return epc_size(text or (AUTO if backend == "gramine" else NONE))
 
 
 def _key_source(url: str | None, insecure: Sequence[Path], models: Iterable[Path]) -> KeySource:
@@ -152,28 +198,35 @@ def _key_source(url: str | None, insecure: Sequence[Path], models: Iterable[Path
     if url is not None:
         return KeyService.at(url)
     _log.warning(KEY_NOTICE)
-    files = InsecureKeyFiles.load(insecure)
+    files = InsecureKeyFiles.load(_key_files(insecure))
     for model in models:
         # A key that is missing is better known now than when the enclave wants it.
         files.key_of(model)
     return files
 
 
-def _backend(
-    name: str, threads: int | None, models: Mapping[str, Path], manifests: Sequence[str]
-) -> Backend:
+def _key_files(paths: Iterable[Path]) -> list[Path]:
+    """These key files, and those in these folders. Raises :class:`UsageError`."""
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.key")) if path.is_dir() else [path]
+        if not found:
+            raise UsageError(f"there is no *.key in {path}.")
+        files += found
+    return files
+
+
+def _backend(name: str, models: Mapping[str, Path], manifests: Sequence[str]) -> Backend:
     from vessels.serve import backends
 
     if manifests and name != "gramine":
         raise UsageError("--manifest is for --backend gramine.")
     if name == "simulation":
-        return backends.Simulation(threads)
+        return backends.Simulation()
     if name == "native":
-        return backends.Native(threads)
+        return backends.Native()
     if name != "gramine":
         raise UsageError(f"--backend is {name!r}; it must be simulation, gramine or native.")
-    if threads is not None:
-        raise UsageError("under Gramine the threads are the manifest's: `vessels gramine`.")
     folders = _folders(manifests, models)
     return backends.Gramine({models[n]: folder for n, folder in folders.items()})
 

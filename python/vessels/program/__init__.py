@@ -60,7 +60,9 @@ from vessels.program.programs import (
     PoolLayout,
     Port,
     Program,
+    Rung,
     float_bits,
+    pool_size,
 )
 from vessels.program.views import (
     ALIGNMENT,
@@ -112,6 +114,7 @@ __all__ = [
     "Program",
     "Reduce",
     "ReduceKind",
+    "Rung",
     "View",
     "Winograd",
     "WinogradMode",
@@ -119,5 +122,6 @@ __all__ = [
     "dense_strides",
     "float_bits",
     "panel_widths",
+    "pool_size",
     "winograd_scratch_count",
 ]

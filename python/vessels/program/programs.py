@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vessels.program.instructions import Activation, Cut, Instruction
@@ -35,7 +35,8 @@ class Chunk:
     """A parameter chunk as the program lists it.
 
     ``resident_offset`` is its offset in the pool when it is decrypted once at
-    load, ``None`` when it streams.
+    load, ``None`` when it streams. It is that of the program's rung, and of every rung for a
+    chunk that is fixed.
     """
 
     size: int
@@ -44,8 +45,26 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """How much is resident: fixed chunks, and the first ``resident_count`` of the optional ones.
+
+    ``resident_size`` is theirs together, ``staging_size`` that of one thread: the largest chunk
+    that still streams.
+    """
+
+    resident_count: int
+    resident_size: int
+    staging_size: int
+
+
+def pool_size(slot_size: int, rung: Rung, slots: int, threads: int) -> int:
+    """Bytes of a pool that holds ``slots`` requests at a time and stages for ``threads``."""
+    return slots * slot_size + rung.resident_size + threads * rung.staging_size
+
+
+@dataclass(frozen=True)
 class PoolLayout:
-    """Sizes of the pool's regions, in the order they lie in it.
+    """Sizes of the regions of a pool of one slot, in the order they lie in it.
 
     ``staging_size`` is that of one thread; the pool ends with ``thread_count`` of them.
     """
@@ -61,8 +80,13 @@ class PoolLayout:
         return self.io_size
 
     @property
-    def resident_offset(self) -> int:
+    def slot_size(self) -> int:
+        """What one request in work takes: I/O and arena."""
         return self.io_size + self.arena_size
+
+    @property
+    def resident_offset(self) -> int:
+        return self.slot_size
 
     @property
     def staging_offset(self) -> int:
@@ -76,7 +100,13 @@ class PoolLayout:
 
 @dataclass(frozen=True)
 class Program:
-    """A planned program, ready to be encoded: every buffer has a pool offset."""
+    """A planned program, ready to be encoded: every buffer has a pool offset.
+
+    ``order`` lists the optional chunks as the planner would have them resident, the first first;
+    all others are fixed: resident in every rung, at the same place. ``layout`` and the resident
+    offsets of ``chunks`` are those of ``rungs[rung]``, laid out for one slot and all threads;
+    :meth:`at` gives the program at another rung. Instructions are the same at all of them.
+    """
 
     layout: PoolLayout
     inputs: tuple[Port, ...]
@@ -84,9 +114,37 @@ class Program:
     chunks: tuple[Chunk, ...]
     instructions: tuple[Instruction, ...]
     offsets: Mapping[Buffer, int] = field(hash=False)
+    order: tuple[int, ...]
+    rungs: tuple[Rung, ...]
+    rung: int = 0
+
+    @property
+    def fixed_size(self) -> int:
+        """Bytes of the resident region that are the same in every rung."""
+        optional = (self.chunks[i] for i in self.order)
+        return self.layout.resident_size - sum(
+            c.size for c in optional if c.resident_offset is not None
+        )
+
+    def at(self, rung: int) -> Program:
+        """The program at ``rungs[rung]``: optional chunks one after the other, in ``order``."""
+        chosen = self.rungs[rung]
+        layout = replace(
+            self.layout, resident_size=chosen.resident_size, staging_size=chosen.staging_size
+        )
+        chunks = list(self.chunks)
+        at = layout.resident_offset + self.fixed_size
+        for number, index in enumerate(self.order):
+            kept = number < chosen.resident_count
+            chunks[index] = replace(chunks[index], resident_offset=at if kept else None)
+            at += chunks[index].size
+        return replace(self, layout=layout, chunks=tuple(chunks), rung=rung)
 
     def encoded(self) -> list[Any]:
-        """The program as nested lists of integers, bytes and ``None``, for CBOR."""
+        """The program as nested lists of integers, bytes and ``None``, for CBOR.
+
+        It is the same at every rung.
+        """
 
         def view(v: View | None) -> list[Any] | None:
             if v is None:
@@ -95,14 +153,18 @@ class Program:
             return [address, int(v.dtype), list(v.shape), list(v.strides)]
 
         layout = self.layout
+        optional = set(self.order)
         return [
-            [layout.io_size, layout.arena_size, layout.resident_size, layout.staging_size,
-             layout.thread_count],
+            [layout.io_size, layout.arena_size, self.fixed_size, layout.thread_count],
             [view(p.view) for p in self.inputs],
             [view(p.view) for p in self.outputs],
-            [[c.size, c.resident_offset, c.tag] for c in self.chunks],
+            [
+                [c.size, None if i in optional else c.resident_offset, c.tag]
+                for i, c in enumerate(self.chunks)
+            ],
             [[i.kind, _fields(i, view)] for i in self.instructions],
-        ]  # fmt: skip
+            list(self.order),
+        ]
 
 
 def float_bits(value: float) -> int:

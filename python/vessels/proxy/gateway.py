@@ -7,6 +7,7 @@ gets exactly that build or a refusal, and every answer says which build gave it.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -14,7 +15,13 @@ import grpc
 
 from vessels.client import AsyncClient, AttestedModel
 from vessels.enclave import Array
-from vessels.errors import AttestationError, RequestError, ServerError, VesselsError
+from vessels.errors import (
+    AttestationError,
+    DeadlineError,
+    RequestError,
+    ServerError,
+    VesselsError,
+)
 
 PLATFORM = "vessels_onnx"
 EXTENSIONS = ("binary_tensor_data",)
@@ -72,12 +79,23 @@ class Gateway:
         return _of_version(await self._client.describe(name), name, version)
 
     async def infer(
-        self, name: str, version: str, inputs: Mapping[str, Array], wanted: Sequence[str]
+        self,
+        name: str,
+        version: str,
+        inputs: Mapping[str, Array],
+        wanted: Sequence[str],
+        timeout: float | None = None,
     ) -> tuple[AttestedModel, dict[str, Array]]:
-        """One prediction, and which model gave it; the outputs ``wanted``, or all if none is."""
+        """One prediction, and which model gave it; the outputs ``wanted``, or all if none is.
+
+        The answer is of use for ``timeout`` seconds.
+        """
+        began = time.monotonic()
         model = await self.model(name, version)
         _check_outputs(model, wanted)
-        outputs, answered = await self._client.predict_attested(name, inputs)
+        if timeout is not None:
+            timeout -= time.monotonic() - began
+        outputs, answered = await self._client.predict_attested(name, inputs, timeout=timeout)
         # Between the two the server may have begun to run another build.
         _of_version(answered, name, version)
         _check_outputs(answered, wanted)
@@ -100,6 +118,16 @@ def check_parameters(where: str, names: Sequence[str]) -> None:
         raise RequestError(f"{where}: not supported: {', '.join(refused)}.")
 
 
+def timeout_of(microseconds: object) -> float | None:
+    """The seconds that the parameter ``timeout`` of a request gives it; 0 and none are no limit."""
+    if microseconds is None:
+        return None
+    # A JSON true is a Python integer too.
+    if type(microseconds) is not int or not 0 <= microseconds < 1 << 63:
+        raise RequestError("timeout must be a whole number of microseconds.")
+    return microseconds / 1e6 or None
+
+
 def meaning(error: Exception) -> tuple[HTTPStatus, grpc.StatusCode, str]:
     """What ``error`` is to a local program: HTTP's and gRPC's status, and a message."""
     match error:
@@ -118,6 +146,8 @@ def meaning(error: Exception) -> tuple[HTTPStatus, grpc.StatusCode, str]:
         case ServerError(status=HTTPStatus.TOO_MANY_REQUESTS):
             code = HTTPStatus.TOO_MANY_REQUESTS
             return code, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+        case DeadlineError():
+            return HTTPStatus.GATEWAY_TIMEOUT, grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
         case ServerError():
             return HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, str(error)
         case VesselsError():

@@ -29,6 +29,7 @@ from vessels.proxy.gateway import (
     TooLargeError,
     check_parameters,
     meaning,
+    timeout_of,
     version_of,
 )
 from vessels.proxy.tensors import datatype_of, from_list, from_raw, to_list, to_raw
@@ -117,7 +118,7 @@ class _Api:
         else:
             asked = _Inference.of(body, length)
         model, outputs = await self._gateway.infer(
-            name, version, asked.inputs, list(asked.binary_outputs)
+            name, version, asked.inputs, list(asked.binary_outputs), asked.timeout
         )
         return asked.response(name, version_of(model), outputs)
 
@@ -153,13 +154,15 @@ class _Inference:
     """An inference request, read.
 
     ``binary_outputs`` says of each wanted output whether it goes out as binary data; if it is
-    empty, all are wanted, as ``binary_by_default`` says.
+    empty, all are wanted, as ``binary_by_default`` says. The answer is of use for ``timeout``
+    seconds.
     """
 
     id: str
     inputs: dict[str, Array]
     binary_outputs: dict[str, bool]
     binary_by_default: bool
+    timeout: float | None = None
 
     @classmethod
     def of(cls, body: bytes, header_length: str | None) -> _Inference:
@@ -191,6 +194,7 @@ class _Inference:
             inputs=_inputs(fields, memoryview(body)[size:]),
             binary_outputs=binary,
             binary_by_default=default,
+            timeout=timeout_of(parameters.get("timeout")),
         )
 
     @classmethod

@@ -18,6 +18,7 @@ from vessels.proxy.gateway import (
     Gateway,
     check_parameters,
     meaning,
+    timeout_of,
     version_of,
 )
 from vessels.proxy.messages import METHODS, SERVICE, message
@@ -28,8 +29,8 @@ _CONTENTS = {
     "INT64": "int64_contents", "UINT8": "uint_contents", "FP32": "fp32_contents",
 }  # fmt: skip
 
-Method = Callable[[Any, Any], Awaitable[Any]]
-"""From a request's message and an empty response to fill, to nothing."""
+Method = Callable[[Any, Any, float | None], Awaitable[Any]]
+"""From a request's message, an empty response to fill and the seconds that are left, to nothing."""
 
 
 def handlers(gateway: Gateway) -> grpc.GenericRpcHandler:
@@ -50,7 +51,7 @@ def _answering(method: Method, response: type[Any]) -> Callable[..., Awaitable[A
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         filled = response()
         try:
-            await method(request, filled)
+            await method(request, filled, context.time_remaining())
         except Exception as error:
             _, code, text = meaning(error)
             await context.abort(code, text)
@@ -65,27 +66,27 @@ class _Service:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    async def ServerLive(self, request: Any, response: Any) -> None:
+    async def ServerLive(self, request: Any, response: Any, seconds: float | None) -> None:
         response.live = True
 
-    async def ServerReady(self, request: Any, response: Any) -> None:
+    async def ServerReady(self, request: Any, response: Any, seconds: float | None) -> None:
         response.ready = await self._gateway.ready()
 
-    async def ModelReady(self, request: Any, response: Any) -> None:
+    async def ModelReady(self, request: Any, response: Any, seconds: float | None) -> None:
         response.ready = await self._gateway.model_ready(request.name, request.version)
 
-    async def ServerMetadata(self, request: Any, response: Any) -> None:
+    async def ServerMetadata(self, request: Any, response: Any, seconds: float | None) -> None:
         response.name, response.version = "vessels", __version__
         response.extensions.extend(EXTENSIONS)
 
-    async def ModelMetadata(self, request: Any, response: Any) -> None:
+    async def ModelMetadata(self, request: Any, response: Any, seconds: float | None) -> None:
         model = await self._gateway.model(request.name, request.version)
         response.name, response.platform = request.name, PLATFORM
         response.versions.append(version_of(model))
         _describe(response.inputs, model.inputs)
         _describe(response.outputs, model.outputs)
 
-    async def ModelInfer(self, request: Any, response: Any) -> None:
+    async def ModelInfer(self, request: Any, response: Any, seconds: float | None) -> None:
         check_parameters("the request", list(request.parameters))
         for tensor in [*request.inputs, *request.outputs]:
             check_parameters(f"tensor {tensor.name!r}", list(tensor.parameters))
@@ -94,6 +95,7 @@ class _Service:
             request.model_version,
             _inputs(request),
             [o.name for o in request.outputs],
+            _least(seconds, timeout_of(_parameter(request, "timeout"))),
         )
         response.model_name, response.id = request.model_name, request.id
         response.model_version = version_of(model)
@@ -101,6 +103,19 @@ class _Service:
             datatype = datatype_of(array.dtype)
             response.outputs.add(name=name, datatype=datatype, shape=array.shape)
             response.raw_output_contents.append(to_raw(array))
+
+
+def _parameter(request: Any, name: str) -> object:
+    """The value of a parameter, of whichever type it is; ``None`` where it is not given."""
+    if name not in request.parameters:
+        return None
+    value = request.parameters[name]
+    chosen = value.WhichOneof("parameter_choice")
+    return None if chosen is None else getattr(value, chosen)
+
+
+def _least(*seconds: float | None) -> float | None:
+    return min((s for s in seconds if s is not None), default=None)
 
 
 def _describe(tensors: Any, ports: Sequence[Port]) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -25,7 +25,10 @@ from starlette.types import Message
 from vessels.attestation.evidence import NONCE_SIZE
 from vessels.attestation.fetch import MEDIA_TYPE as EVIDENCE_TYPE
 from vessels.listening import TooLarge, TooSlow, is_surplus, read_body
+from vessels.serve.config import MAX_DEADLINE_MS
+from vessels.serve.environment import IDENTITY_SIZE
 from vessels.serve.errors import ClientGoneError, Code, ServeError
+from vessels.serve.host import Host
 from vessels.serve.lane import Done
 from vessels.serve.limits import Limits
 from vessels.serve.logs import event, failure
@@ -34,10 +37,18 @@ from vessels.serve.model import ServedModel
 
 SEALED_TYPE = "application/octet-stream"
 
+ENVIRONMENT_HEADER: Final = "vessels-environment"
+"""Names the environment that a request is sealed to."""
+
+DEADLINE_HEADER: Final = "vessels-deadline-ms"
+"""Milliseconds from a request's arrival after which its answer is of no use."""
+
 SMALLEST_REQUEST: Final = 32 + 16
 """An encapsulated key and a tag."""
 
 _NONCE = re.compile(rf"[0-9a-fA-F]{{{2 * NONCE_SIZE}}}")
+_IDENTITY = re.compile(rf"[0-9a-fA-F]{{{2 * IDENTITY_SIZE}}}")
+_DEADLINE = re.compile(r"[0-9]{1,7}")
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -47,15 +58,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Site:
     """What one server serves."""
 
-    models: Mapping[str, ServedModel]
+    host: Host
     limits: Limits
     metrics: Metrics
     stopping: bool = field(default=False)
 
     @property
     def ready(self) -> bool:
-        """Whether every model answers predictions."""
-        return not self.stopping and all(m.ready for m in self.models.values())
+        """Whether requests are taken: for one model at least."""
+        return not self.stopping and any(self.host.is_ready(m) for m in self.host.models)
 
 
 def make_app(site: Site) -> Starlette:
@@ -82,20 +93,21 @@ def make_app(site: Site) -> Starlette:
 class _Handlers:
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._host = site.host
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
         site = self._site
-        states = {m.name: str(m.state) for m in site.models.values()}
+        states = {name: site.host.state(name) for name in site.host.models}
         body = {"ready": site.ready, "stopping": site.stopping, "models": states}
         return JSONResponse(body, 200 if site.ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
         model = self._model(request)
-        ready = model.ready and not self._site.stopping
-        body = {"name": model.name, "ready": ready, "state": str(model.state)}
+        ready = self._host.is_ready(model.name) and not self._site.stopping
+        body = {"name": model.name, "ready": ready, "state": self._host.state(model.name)}
         return JSONResponse(body, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
@@ -104,7 +116,16 @@ class _Handlers:
         return Response(body, headers={"content-type": media_type})
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"models": [m.as_json() for m in self._site.models.values()]})
+        found = [
+            {
+                "name": m.name,
+                "model_digest": m.build.digest.hex(),
+                "state": self._host.state(m.name),
+                "largest_request": m.build.largest_request,
+            }
+            for m in self._host.models.values()
+        ]
+        return JSONResponse({"models": found})
 
     async def evidence(self, request: Request) -> Response:
         model = self._model(request)
@@ -114,25 +135,32 @@ class _Handlers:
             raise ServeError(
                 Code.MALFORMED, f"nonce must be given once, as {2 * NONCE_SIZE} hexadecimal digits."
             )
-        evidence = await model.evidence(bytes.fromhex(nonces[0]))
+        due = _deadline(request, time.monotonic())
+        asked = self._host.evidence(model.name, bytes.fromhex(nonces[0]), due)
+        evidence = await _unless_gone(request, asked)
         return Response(evidence, media_type=EVIDENCE_TYPE, headers={"cache-control": "no-store"})
 
     async def predict(self, request: Request) -> Response:
         began = time.monotonic()
         model = self._model(request)
         self._refuse_when_stopping()
-        if not model.ready:
-            # Before the body is read, which the enclave-to-be could not open anyway.
-            raise ServeError(Code.NOT_READY, f"model {model.name} is {model.state}.")
+        due = _deadline(request, began)
+        identity = request.headers.get(ENVIRONMENT_HEADER)
+        if identity is not None and not _IDENTITY.fullmatch(identity):
+            raise ServeError(
+                Code.MALFORMED, f"{ENVIRONMENT_HEADER} has {2 * IDENTITY_SIZE} hexadecimal digits."
+            )
+        # Before the body is read, which no other could open.
+        environment = self._host.find(model.name, identity and identity.lower())
         media_type = request.headers.get("content-type", SEALED_TYPE)
         if media_type.partition(";")[0].strip().lower() != SEALED_TYPE:
             raise ServeError(Code.MEDIA_TYPE, f"a sealed request is {SEALED_TYPE}.")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise ServeError(Code.MEDIA_TYPE, "a sealed request has no content encoding.")
-        sealed = await _body(request, model.largest_request, self._site.limits)
+        sealed = await _body(request, environment.build.largest_request, self._site.limits)
         if len(sealed) < SMALLEST_REQUEST:
             raise ServeError(Code.MALFORMED, "this body is too short to be a sealed request.")
-        done = await _unless_gone(request, model.predict(sealed))
+        done = await _unless_gone(request, self._host.predict(environment, sealed, due))
         seconds = time.monotonic() - began
         # Counted and logged when the answer is on its way.
         asyncio.get_running_loop().call_soon(self._predicted, model, len(sealed), done, seconds)
@@ -152,7 +180,7 @@ class _Handlers:
         )  # fmt: skip
 
     def _model(self, request: Request) -> ServedModel:
-        model = self._site.models.get(request.path_params["name"])
+        model = self._host.models.get(request.path_params["name"])
         if model is None:
             raise ServeError(Code.UNKNOWN_MODEL, "no model of this name is served.")
         return model
@@ -167,7 +195,7 @@ def _answered(site: Site, kind: str, call: Endpoint) -> Endpoint:
 
     async def endpoint(request: Request) -> Response:
         name = request.path_params.get("name", "")
-        model = name if name in site.models else ""
+        model = name if name in site.host.models else ""
         try:
             if is_surplus(request) and kind != "live":
                 raise ServeError(Code.OVERLOADED, "the server has too many connections.")
@@ -213,6 +241,18 @@ async def _no_such(request: Request, error: Exception) -> Response:
 
 def _refusal(error: ServeError) -> Response:
     return JSONResponse(error.as_json(), error.status, headers=error.headers)
+
+
+def _deadline(request: Request, arrival: float) -> float | None:
+    """When the answer is of no more use, as a time."""
+    text = request.headers.get(DEADLINE_HEADER)
+    if text is None:
+        return None
+    if not _DEADLINE.fullmatch(text) or not 1 <= int(text) <= MAX_DEADLINE_MS:
+        raise ServeError(
+            Code.MALFORMED, f"{DEADLINE_HEADER} is a whole number from 1 to {MAX_DEADLINE_MS}."
+        )
+    return arrival + int(text) / 1000
 
 
 async def _body(request: Request, most: int, limits: Limits) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,13 @@ from vessels.enclave import (
     find_enclave_binary,
     log,
 )
-from vessels.errors import EnclaveError
+from vessels.errors import EnclaveError, RequestError, VesselsError
 from vessels.gramine import launch_command
+from vessels.header import Header
+from vessels.memory import EnclaveMemory
+from vessels.schedule.model import Machine, Shape
+from vessels.serve.config import ModelSettings
+from vessels.serve.shapes import manifest_shape, plain_shapes
 
 
 class Process(Protocol):
@@ -31,7 +36,9 @@ class Process(Protocol):
 
     def give_key(self, sealed: bytes) -> Ready: ...
 
-    def exchange(self, sealed: bytes) -> bytes: ...
+    def exchange_batch(self, sealed: Sequence[bytes]) -> list[bytes | RequestError]: ...
+
+    def memory(self) -> EnclaveMemory: ...
 
     def kill(self) -> None: ...
 
@@ -41,8 +48,18 @@ class Process(Protocol):
 class Backend(Protocol):
     """Starts enclaves and makes evidence of what they claim."""
 
-    def start(self, model: Path) -> Process:
+    def shapes(
+        self, model: Path, header: Header, settings: ModelSettings, machine: Machine
+    ) -> tuple[Shape, ...]:
+        """The environments that ``model`` may be given, the most frugal first."""
+        ...
+
+    def start(self, model: Path, shape: Shape) -> Process:
         """An enclave with the sealed model at ``model``, without its key. Blocks."""
+        ...
+
+    def memory(self, process: Process) -> int | None:
+        """Trusted memory that ``process`` holds now; ``None`` where the kernel cannot tell."""
         ...
 
     def evidence(self, claims: EnclaveClaims) -> Evidence:
@@ -50,34 +67,47 @@ class Backend(Protocol):
         ...
 
 
-class Simulation:
+class _Plain:
+    """What is the same wherever an enclave is a process of Linux."""
+
+    def shapes(
+        self, model: Path, header: Header, settings: ModelSettings, machine: Machine
+    ) -> tuple[Shape, ...]:
+        return plain_shapes(header, machine, threads=settings.threads, slots=settings.slots)
+
+    def memory(self, process: Process) -> int | None:
+        try:
+            return process.memory().trusted
+        except VesselsError:
+            return None
+
+
+class Simulation(_Plain):
     """Enclaves as ordinary processes, with quotes of this machine's simulation root.
 
     THEY PROTECT NOTHING from this host.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self) -> None:
         log.warning(SIMULATION_NOTICE)
-        self._threads = threads
         self._platform = Platform.create(SimulationRoot.load_or_create())
         self._measured = Measured.of_binary(find_enclave_binary())
 
-    def start(self, model: Path) -> Process:
-        return EnclaveProcess(model, threads=self._threads)
+    def start(self, model: Path, shape: Shape) -> Process:
+        return EnclaveProcess(model, threads=shape.threads, slots=shape.slots, rung=shape.rung)
 
     def evidence(self, claims: EnclaveClaims) -> Evidence:
         _check_tee(claims, "simulation")
         return self._platform.evidence(_bound(claims), self._measured)
 
 
-class Native:
+class Native(_Plain):
     """Enclaves as processes of a confidential guest (TDX, SEV-SNP), which is attested whole."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        self._threads = threads
-
-    def start(self, model: Path) -> Process:
-        return EnclaveProcess(model, threads=self._threads, backend="native")
+    def start(self, model: Path, shape: Shape) -> Process:
+        return EnclaveProcess(
+            model, threads=shape.threads, slots=shape.slots, rung=shape.rung, backend="native"
+        )
 
     def evidence(self, claims: EnclaveClaims) -> Evidence:
         return _quoted(claims, Kind.SEV_SNP if claims.tee == "snp" else Kind.DCAP, "tdx", "snp")
@@ -94,9 +124,19 @@ class Gramine:
         for model, folder in self._folders.items():
             launch_command(folder, model)
 
-    def start(self, model: Path) -> Process:
+    def shapes(
+        self, model: Path, header: Header, settings: ModelSettings, machine: Machine
+    ) -> tuple[Shape, ...]:
+        return (manifest_shape(self._folders[model], header),)
+
+    def memory(self, process: Process) -> int | None:
+        # An enclave's pages are in no process's account.
+        return None
+
+    def start(self, model: Path, shape: Shape) -> Process:
         # The model's file may be another than it was.
-        return EnclaveProcess(model, command=launch_command(self._folders[model], model))
+        command = launch_command(self._folders[model], model)
+        return EnclaveProcess(model, command=command, slots=shape.slots)
 
     def evidence(self, claims: EnclaveClaims) -> Evidence:
         return _quoted(claims, Kind.DCAP, "sgx")

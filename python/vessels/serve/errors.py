@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 
@@ -22,7 +23,7 @@ class Code(StrEnum):
     TOO_SLOW = "too_slow"
     """The body did not arrive in time."""
     NOT_OPENED = "not_opened"
-    """The enclave cannot open the request: altered, or sealed to the key of an enclave before."""
+    """No enclave can open the request: altered, or sealed to one that is gone or going."""
     TOO_LARGE = "too_large"
     """The body is larger than any request of this model."""
     MEDIA_TYPE = "media_type"
@@ -32,13 +33,15 @@ class Code(StrEnum):
     MODEL_REFUSED = "model_refused"
     """The enclave refuses its own model: the sealed file was altered."""
     NOT_READY = "not_ready"
-    """The model's enclave is starting, or has no key yet."""
+    """The model's enclave cannot get its key at present, or ended before it could answer."""
     ENCLAVE_ENDED = "enclave_ended"
     """The enclave ended before it had answered; another is being started, with another key."""
     NO_EVIDENCE = "no_evidence"
     """The enclave gave none: it ended, or its platform signs nothing at present."""
+    NO_ROOM = "no_room"
+    """Other models have the trusted memory that an enclave of this one needs."""
     OVERLOADED = "overloaded"
-    """Too many requests or connections wait already."""
+    """Too many requests or connections wait already, or it would not be answered in time."""
     STOPPING = "stopping"
     """The server is being shut down."""
     TOO_LONG = "too_long"
@@ -51,30 +54,35 @@ STATUS = {
     Code.UNKNOWN_MODEL: 404,
     Code.METHOD: 405,
     Code.TOO_SLOW: 408,
-    Code.NOT_OPENED: 409,
     Code.TOO_LARGE: 413,
     Code.MEDIA_TYPE: 415,
+    Code.NOT_OPENED: 421,
+    Code.OVERLOADED: 429,
     Code.INTERNAL: 500,
     Code.MODEL_REFUSED: 500,
     Code.NOT_READY: 503,
     Code.ENCLAVE_ENDED: 503,
     Code.NO_EVIDENCE: 503,
-    Code.OVERLOADED: 503,
+    Code.NO_ROOM: 503,
     Code.STOPPING: 503,
     Code.TOO_LONG: 504,
 }
 
 RETRY_SECONDS = 1
-"""What a 503 answer proposes to wait."""
+"""What an answer with status 429 or 503 proposes to wait, if nothing better is known."""
 
 
 class ServeError(Exception):
-    """A request that ends with an error at the host; the enclave's own errors are sealed."""
+    """A request that ends with an error at the host; the enclave's own errors are sealed.
 
-    def __init__(self, code: Code, message: str) -> None:
+    ``retry_after`` are seconds that are worth waiting before the next attempt.
+    """
+
+    def __init__(self, code: Code, message: str, *, retry_after: float = RETRY_SECONDS) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retry_after = retry_after
 
     @property
     def status(self) -> int:
@@ -85,8 +93,9 @@ class ServeError(Exception):
     def headers(self) -> dict[str, str]:
         """What the answer needs beside its body."""
         headers = {}
-        if self.status == 503:
-            headers["retry-after"] = str(RETRY_SECONDS)
+        if self.status in (429, 503):
+            # Whole seconds are all that HTTP has.
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         if self.code in (Code.TOO_SLOW, Code.STOPPING):
             headers["connection"] = "close"
         return headers

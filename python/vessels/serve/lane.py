@@ -1,8 +1,7 @@
-"""The line before one enclave: what asks of it waits its turn, in order, up to a number."""
+"""The line before one enclave: what asks of it is done in turn, in a thread of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from vessels.errors import EnclaveError
-from vessels.serve.errors import Code, ServeError
 
 T = TypeVar("T")
 
@@ -31,11 +29,9 @@ class Lane:
     fails at once, and so does each after it.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="enclave")
         self._busy_since: float | None = None
-        self.waiting = 0
 
     @property
     def busy_seconds(self) -> float:
@@ -43,29 +39,12 @@ class Lane:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    async def run(self, job: Callable[[], T]) -> Done[T]:
-        """The outcome of ``job``, or what it raises; ``overloaded`` when too many wait.
+    def submit(self, job: Callable[[], T]) -> Future[Done[T]]:
+        """The outcome of ``job``, or what it raises.
 
-        When the caller is cancelled before the job's turn, the job is not done. Raises
+        When the future is cancelled before the job's turn, the job is not done. It fails with
         :class:`EnclaveError` when the enclave has ended.
         """
-        if self.waiting >= self._most:
-            raise ServeError(Code.OVERLOADED, f"{self.waiting} requests wait for this model.")
-        self.waiting += 1
-        try:
-            return await asyncio.wrap_future(self._submit(job))
-        finally:
-            self.waiting -= 1
-
-    def call(self, job: Callable[[], T]) -> T:
-        """The outcome of ``job``, for callers that block; they are few, and have no limit."""
-        return self._submit(job).result().value
-
-    def end(self) -> None:
-        """Take no more jobs, and wait for those there are: the enclave must have ended."""
-        self._thread.shutdown(wait=True)
-
-    def _submit(self, job: Callable[[], T]) -> Future[Done[T]]:
         asked = time.monotonic()
 
         def work() -> Done[T]:
@@ -79,4 +58,14 @@ class Lane:
         try:
             return self._thread.submit(work)
         except RuntimeError:
-            raise EnclaveError("the enclave has ended") from None
+            late: Future[Done[T]] = Future()
+            late.set_exception(EnclaveError("the enclave has ended"))
+            return late
+
+    def call(self, job: Callable[[], T]) -> T:
+        """The outcome of ``job``, for callers that block."""
+        return self.submit(job).result().value
+
+    def end(self) -> None:
+        """Take no more jobs, and wait for those there are: the enclave must have ended."""
+        self._thread.shutdown(wait=True)

@@ -17,14 +17,17 @@ class Limits(listening.Limits):
     idle_seconds: int = 30
     surplus_count: int = 512
     waiting_count: int = 128
-    """Requests that may wait for one enclave."""
+    """Requests that may wait for one model."""
     body_seconds: float = 10.0
     """What every body has; more for each :attr:`body_rate` bytes of it."""
     body_rate: int = 64 << 10
     open_seconds: float = 120.0
     """What an enclave has to get its key, and again to open the model; else it is ended."""
+    key_seconds: float = 60.0
+    """What an enclave has to be given its key where others may need its memory; else it is ended,
+    and started again later."""
     predict_seconds: float = 120.0
-    """An enclave that has not answered after this is ended."""
+    """An enclave that has not finished a run after this is ended."""
     shutdown_seconds: float = 30.0
     """What requests under way have when the server is told to stop."""
 

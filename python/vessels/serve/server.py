@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from vessels.errors import VesselsError
 from vessels.listening import serve_until_signal, url_of
 from vessels.listening import server as listening_server
 from vessels.serve.app import Site, make_app
@@ -30,7 +30,8 @@ async def serve(
 
     A second signal ends what is under way, too. ``stop`` is given the function that does what a
     signal does, for callers that are not a process of their own. With a ``certificate`` it speaks
-    TLS; raises :class:`~vessels.errors.UsageError` where that and its key cannot be used.
+    TLS; raises :class:`~vessels.errors.UsageError` where that and its key cannot be used. Raises
+    :class:`~vessels.errors.VesselsError` where the server ended by a defect of its own.
     """
     server = listening_server(
         make_app(site),
@@ -46,17 +47,19 @@ async def serve(
         event("stopping", at_once=site.stopping)
         site.stopping = True
 
-    supervisors = [
-        asyncio.create_task(model.supervise(), name=f"supervise {model.name}")
-        for model in site.models.values()
-    ]
+    def defective() -> None:
+        site.stopping = True
+        server.should_exit = True
+
+    site.host.on_defect = defective
     try:
+        site.host.start()
         url = url_of(bound, tls=certificate is not None)
-        event("serving", url=url, models=sorted(site.models), pid=os.getpid())
+        event("serving", url=url, models=sorted(site.host.models), pid=os.getpid())
         await serve_until_signal(server, bound, stop=stop, on_stop=stopping)
     finally:
         site.stopping = True
-        for task in supervisors:
-            task.cancel()
-        await asyncio.gather(*supervisors, return_exceptions=True)
+        await site.host.close()
         event("stopped")
+    if site.host.failed:
+        raise VesselsError("the server ended by a defect of its own; its log has more.")

@@ -1,8 +1,8 @@
-"""Touches before the first instruction and after the last: the request and the response.
+"""Touches before the first instruction and after the last: request, wiping, response.
 
-Both lie in the arena, from its start, sealed and opened in place (``docs/messages.md``). Where the
-arena is too small for the largest message, that has memory of its own, which is no part of the
-pool: then only the copies into and out of the I/O region are told.
+The messages lie in the arena, from its start, sealed and opened in place (``docs/messages.md``).
+Where the arena is too small for the largest message, that has memory of its own, which is no part
+of the pool: then only the copies into and out of the I/O region are told.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vessels.header import HeaderPort
 from vessels.program import Port, Program
-from vessels.seal import HeaderPort
 from vessels.sealed_messages import (
     CONTENT_OFFSET,
     NONCE_SIZE,
@@ -24,6 +24,9 @@ from vessels.sealed_messages import (
 )
 from vessels.study.result import PAGE_SIZE
 from vessels.study.touches import ARENA, IO, Touches
+
+_WIPED_SIZE = 256 << 10
+"""Bytes of the arena that are zeroed in one sweep; the last sweep is the first."""
 
 
 def request(touches: Touches, instruction: int) -> None:
@@ -39,16 +42,25 @@ def request(touches: Touches, instruction: int) -> None:
 
 
 def response(touches: Touches, instruction: int) -> None:
-    """Outputs are copied to it, their and the inputs' places zeroed; it is sealed and leaves."""
+    """The arena is zeroed. Outputs are copied to it, the I/O region is zeroed; it is sealed."""
     program = touches.program
+    _wipe_arena(touches)
+    touches.flush(instruction)
     sizes = _sizes(program)
     message = _Message(touches, NONCE_SIZE, sizes.response, sizes.memory)
     message.sweep()
     message.copy(program.outputs)
-    message.places((*program.inputs, *program.outputs))
+    message.io_region()
     message.sweep()
     message.sweep()
     touches.flush(instruction)
+
+
+def _wipe_arena(touches: Touches) -> None:
+    layout = touches.layout
+    starts = np.arange(0, layout.arena_size, _WIPED_SIZE)[::-1]
+    sizes = np.minimum(_WIPED_SIZE, layout.arena_size - starts)
+    touches.add(ARENA, np.arange(len(starts)), layout.arena_offset + starts, sizes)
 
 
 @dataclass
@@ -91,11 +103,10 @@ class _Message:
             self._step += len(offsets)
             at += padded(size)
 
-    def places(self, ports: Iterable[Port]) -> None:
-        """Tensors' own places are touched, from start to end."""
-        for port in ports:
-            self.touches.add(IO, self._step, self.touches.address(port.view), _size(port))
-            self._step += 1
+    def io_region(self) -> None:
+        """All of it is touched, from start to end."""
+        self.touches.add(IO, self._step, 0, self.touches.layout.io_size)
+        self._step += 1
 
 
 def _sizes(program: Program) -> MessageSizes:

@@ -1,0 +1,1 @@
+"""Scheduling in simulation: policies side by side, as a table and a plot."""

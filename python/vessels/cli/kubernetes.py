@@ -1,0 +1,81 @@
+"""``vessels kubernetes``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vessels.cli.common import err, mib
+
+
+def kubernetes(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]MODEL.vessel…", help="Sealed models; the file's name is the model's."
+        ),
+    ],
+    keys: Annotated[
+        str, typer.Option(metavar="URL", help="The model owner's key service, as pods reach it.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.yaml", help="Default: standard output."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="With Vessels, Gramine and the models. Default: vessels:VERSION."),
+    ] = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A volume claim that holds the models instead."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=0, help="Pods of each model.")] = 1,
+    rung: Annotated[
+        int | None,
+        typer.Option(min=0, help="Rung, as in the signed folder. Default: the model's own."),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Slots, as in the signed folder.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker threads, as in the signed folder. Default: all."),
+    ] = None,
+) -> None:
+    """Write Kubernetes manifests that serve sealed models on SGX nodes."""
+    from vessels.files import write_whole
+    from vessels.kubernetes import Cluster, as_yaml, deployed, manifests
+
+    cluster = Cluster(keys=keys, replicas=replicas, claim=claim)
+    if image is not None:
+        cluster = replace(cluster, image=image)
+    found = [
+        deployed(path, name=name, rung=rung, slots=slots, threads=threads)
+        for name, path in _named(models)
+    ]
+    text = as_yaml(manifests(found, cluster))
+    if output is None:
+        print(text, end="")
+    else:
+        write_whole(output, lambda path: _write(path, text))
+    for model in found:
+        err.print(
+            f"{model.label}: {replicas} of {mib(model.epc_size)} of trusted memory each.",
+            highlight=False,
+        )
+
+
+def _named(texts: Sequence[str]) -> list[tuple[str | None, Path]]:
+    found: list[tuple[str | None, Path]] = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        # A path may hold `=` itself.
+        found.append((name, Path(path)) if equals and "/" not in name else (None, Path(text)))
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

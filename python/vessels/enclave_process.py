@@ -1,0 +1,410 @@
+"""The host's side of an enclave process: starting it, and passing on what is sealed.
+
+The process boundary is the trust boundary: everything here runs on the host and is not
+trusted. ``docs/protocol.md`` specifies what goes over the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import cbor2
+import numpy as np
+
+from vessels.errors import (
+    EnclaveError,
+    KeyFileError,
+    RequestError,
+    SealedError,
+    UsageError,
+    VesselsError,
+)
+from vessels.memory import EnclaveMemory, EnclaveMemoryFiles
+from vessels.seal import read_header
+from vessels.sealed_messages import response_size
+
+log = logging.getLogger("vessels")
+
+Array = np.ndarray[Any, Any]
+
+MAX_SLOTS = 64
+"""Most slots of an enclave."""
+
+_FRAME = struct.Struct("<IQ")
+_SOCKET_BUFFER_SIZE = 4 << 20
+_CLOSE_TIMEOUT_SECONDS = 5.0
+_MAX_SMALL_FRAME_SIZE = 1 << 20
+
+
+class _Kind(enum.IntEnum):
+    """Frame kinds of docs/protocol.md."""
+
+    KEY = 1
+    RUN = 2
+    RUN_TIMED = 3
+    EVIDENCE = 4
+    BATCH = 5
+    READY = 16
+    RESULT = 17
+    TIMES = 18
+    ERROR = 19
+    CLAIMS = 20
+
+
+_REFUSALS: Mapping[str, type[VesselsError]] = {
+    "key": KeyFileError,
+    "header": SealedError,
+    "program": SealedError,
+    "invalid": SealedError,
+    "parameters": SealedError,
+    "request": RequestError,
+}
+"""Exceptions for the enclave's error codes; the others are :class:`EnclaveError`."""
+
+_GOES_ON = ("request", "quote")
+"""Error codes after which the enclave serves the next frame."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What an enclave says when it has opened and validated its model."""
+
+    thread_count: int
+    isa: str
+    pool_size: int
+    instruction_count: int
+    slot_count: int
+
+
+@dataclass(frozen=True)
+class EnclaveClaims:
+    """What an enclave says of itself, and what its platform signs of it.
+
+    ``tee`` is ``simulation``, ``sgx``, ``tdx`` or ``snp``; ``quote`` is ``None`` in a simulation,
+    whose quotes the host makes. The others are those of
+    :class:`vessels.attestation.evidence.Claims`.
+    """
+
+    tee: str
+    suite: bytes
+    public_key: bytes
+    model_digest: bytes
+    nonce: bytes
+    quote: bytes | None
+
+
+def find_enclave_binary() -> Path:
+    """The ``vessels-enclave`` binary: ``$VESSELS_ENCLAVE``, or the one installed with the package.
+
+    Raises :class:`EnclaveError` when there is none.
+    """
+    name = "vessels-enclave" + (sysconfig.get_config_var("EXE") or "")
+    if chosen := os.environ.get("VESSELS_ENCLAVE"):
+        path = Path(chosen)
+        if not path.is_file():
+            raise EnclaveError(
+                f"VESSELS_ENCLAVE names {path}, which is no file. "
+                "Build it with `make build`, or unset the variable."
+            )
+        return path
+    user_scheme = sysconfig.get_preferred_scheme("user")
+    folders = [
+        Path(sysconfig.get_path("scripts")),
+        Path(sys.prefix) / "bin",
+        Path(sysconfig.get_path("scripts", scheme=user_scheme)),
+        # `pip install --target`
+        Path(__file__).parent.parent / "bin",
+    ]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    looked = ", ".join(dict.fromkeys(str(f) for f in folders))
+    raise EnclaveError(
+        f"{name} was not found in {looked}. Install the package with pip, "
+        "or build the binary with `make build` and name it in VESSELS_ENCLAVE."
+    )
+
+
+class EnclaveProcess:
+    """A running enclave process with one sealed model; a context manager.
+
+    It is the host's side: what it passes on is sealed. ``threads`` may be fewer than the model was
+    planned for. ``slots`` is how many requests one batch may have. ``rung`` is the model's plan
+    to use, if not its default. ``command`` is what to start instead of the enclave binary: a
+    program, and what comes before the enclave's own arguments. ``backend`` is ``simulation``,
+    ``gramine`` or ``native``; the enclave finds out whether it runs under Gramine if it is not
+    given.
+
+    Any thread may ask; one is answered at a time. Whatever fails but a refused request ends the
+    process, and raises :class:`SealedError` (the model was altered), :class:`KeyFileError` (a
+    wrong key) or :class:`EnclaveError` (the process cannot do it, or died).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        slots: int = 1,
+        rung: int | None = None,
+        command: Sequence[str] | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}; it must be at least 1.")
+        if not 1 <= slots <= MAX_SLOTS:
+            raise UsageError(f"slots is {slots}; it must be in 1 to {MAX_SLOTS}.")
+        self._threads = threads
+        self._slots = slots
+        outputs = read_header(self.path).outputs
+        self._largest_frame = max(_MAX_SMALL_FRAME_SIZE, response_size(outputs))
+        command = [*(command or [str(find_enclave_binary())]), "--model", str(self.path)]
+        if threads is not None:
+            command += ["--threads", str(threads)]
+        if slots > 1:
+            command += ["--slots", str(slots)]
+        if rung is not None:
+            command += ["--rung", str(rung)]
+        if backend is not None:
+            command += ["--backend", backend]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_SIZE)
+        self._socket = ours
+        # One exchange at a time on the wire, however many threads ask.
+        self._turn = threading.Lock()
+        # What the process says to people; shown only when it fails.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        self._doing = "opening the model"
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors
+            )
+        except OSError as error:
+            ours.close()
+            self._errors.close()
+            raise EnclaveError(f"cannot start {command[0]}: {error.strerror or error}.") from error
+        finally:
+            theirs.close()
+        # It closes itself to others when it is first spoken to.
+        self._memory = EnclaveMemoryFiles(self._process.pid)
+
+    def claims(self, nonce: bytes) -> EnclaveClaims:
+        """What the enclave says of itself, with a fresh quote for ``nonce`` where there is one."""
+        with self._exchange("evidence"):
+            self._send(_Kind.EVIDENCE, nonce)
+            found = EnclaveClaims(*cbor2.loads(self._receive(_Kind.CLAIMS)))
+        if found.nonce != nonce:
+            raise EnclaveError("the enclave's claims are for another nonce.")
+        return found
+
+    def give_key(self, sealed: bytes) -> Ready:
+        """Unlock the model with its key, sealed for this enclave; then it answers requests."""
+        with self._exchange("opening the model"):
+            self._send(_Kind.KEY, sealed)
+            ready = Ready(*cbor2.loads(self._receive(_Kind.READY)))
+        if self._threads is not None and ready.thread_count < self._threads:
+            log.warning(
+                "%s has room for %d threads, not %d: build it with more",
+                self.path,
+                ready.thread_count,
+                self._threads,
+            )
+        _spread(self.pid)
+        return ready
+
+    def exchange(self, sealed: bytes) -> bytes:
+        """The sealed answer to a sealed request.
+
+        Raises :class:`RequestError` for one that the enclave cannot open; it stays usable.
+        """
+        with self._exchange("a prediction"):
+            self._send(_Kind.RUN, sealed)
+            return self._receive(_Kind.RESULT)
+
+    def exchange_timed(self, sealed: bytes) -> tuple[bytes, Array | None]:
+        """As :meth:`exchange`, and the nanoseconds of each instruction (uint64, ``[instruction]``).
+
+        There are no times where nothing was run to its end.
+        """
+        with self._exchange("a prediction"):
+            self._send(_Kind.RUN_TIMED, sealed)
+            kind, payload = self._receive_any(_Kind.TIMES, _Kind.RESULT)
+            if kind == _Kind.RESULT:
+                return payload, None
+            return self._receive(_Kind.RESULT), np.frombuffer(payload, dtype="<u8")
+
+    def exchange_batch(self, sealed: Sequence[bytes]) -> list[bytes | RequestError]:
+        """The sealed answers to sealed requests that are run together, in their order.
+
+        There are at most as many as slots. One that the enclave cannot open is answered by what
+        :meth:`exchange` would raise, and keeps nobody else from an answer.
+        """
+        if len(sealed) > self._slots:
+            raise UsageError(f"{len(sealed)} requests do not fit into {self._slots} slots.")
+        if not sealed:
+            return []
+        with self._exchange("a prediction"):
+            if len(sealed) > 1:
+                self._send(_Kind.BATCH, struct.pack("<I", len(sealed)))
+            for request in sealed:
+                self._send(_Kind.RUN, request)
+            answers: list[bytes | RequestError] = []
+            for _ in sealed:
+                try:
+                    answers.append(self._receive(_Kind.RESULT))
+                except RequestError as error:
+                    # A whole answer: what follows is awaited as after any other.
+                    self._refused = False
+                    answers.append(error)
+            return answers
+
+    @property
+    def pid(self) -> int:
+        """Process id of the enclave process."""
+        return self._process.pid
+
+    def memory(self) -> EnclaveMemory:
+        """Memory the process holds now."""
+        return self._memory.read(self.path)
+
+    def kill(self) -> None:
+        """End the process at once: a prediction under way in another thread fails."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the process; harmless when it has ended already."""
+        self._socket.close()
+        self._memory.close()
+        try:
+            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _exchange(self, doing: str) -> Iterator[None]:
+        """One exchange on the wire; if it does not end, the wire is in an unknown state.
+
+        Then the process is ended. A refused request is a whole exchange, after which it goes on.
+        """
+        with self._turn:
+            if self._process.returncode is not None:
+                raise EnclaveError("this enclave has ended; start another.")
+            self._doing = doing
+            self._refused = False
+            try:
+                yield
+            except BaseException:
+                if self._refused:
+                    raise
+                if self._process.poll() is None:
+                    self._process.kill()
+                self.close()
+                raise
+
+    def _send(self, kind: _Kind, payload: bytes) -> None:
+        # A process that refuses or dies stops reading: what it said is still to be received.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(_FRAME.pack(kind, len(payload)))
+            self._socket.sendall(payload)
+
+    def _receive(self, kind: _Kind) -> bytes:
+        return self._receive_any(kind)[1]
+
+    def _receive_any(self, *expected: _Kind) -> tuple[_Kind, bytes]:
+        """The next frame, which must be of an expected kind; an ERROR raises what it tells."""
+        header = bytearray(_FRAME.size)
+        self._receive_into(memoryview(header))
+        kind, length = _FRAME.unpack(header)
+        if kind not in (*expected, _Kind.ERROR):
+            due = " or ".join(k.name for k in expected)
+            self._broken(f"frame kind {kind} where {due} was due")
+        if length > self._largest_frame:
+            self._broken(f"a frame of {length} bytes")
+        payload = bytearray(length)
+        self._receive_into(memoryview(payload))
+        if kind == _Kind.ERROR:
+            code, message = cbor2.loads(payload)
+            self._refused = code in _GOES_ON
+            refusal = _REFUSALS.get(code, EnclaveError)
+            raise refusal(f"the enclave refused {self._doing} of {self.path} ({code}): {message}")
+        return _Kind(kind), bytes(payload)
+
+    def _receive_into(self, buffer: memoryview) -> None:
+        while buffer:
+            try:
+                count = self._socket.recv_into(buffer)
+            except ConnectionResetError:
+                count = 0
+            if count == 0:
+                self._died()
+            buffer = buffer[count:]
+
+    def _broken(self, what: str) -> NoReturn:
+        raise EnclaveError(
+            f"the enclave process broke the protocol during {self._doing}: {what}. "
+            "Are the package and the binary of the same version?"
+        )
+
+    def _died(self) -> NoReturn:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
+        code = self._process.returncode
+        if code is None:
+            how = "closed its connection"
+        elif code < 0:
+            how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        else:
+            how = f"ended with exit code {code}"
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
+        tail = f" It last said: {' / '.join(said)}" if said else ""
+        raise EnclaveError(
+            f"the enclave process {how} during {self._doing} of {self.path}; there is no result."
+            f"{tail}"
+        )
+
+
+def _spread(pid: int) -> None:
+    """Gives each thread of process ``pid`` a core of its own if that takes all cores there are.
+
+    A thread that wakes for a run is else often put on the core of the one that woke it, while
+    another core idles: MobileNetV2's 7 ms on two threads became 10. With fewer threads than
+    cores the choice is left to the system, which has other enclaves to place.
+    """
+    with contextlib.suppress(OSError):
+        threads = sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+        cores = sorted(os.sched_getaffinity(pid))
+        if len(threads) > 1 and len(threads) == len(cores):
+            for thread, core in zip(threads, cores, strict=True):
+                os.sched_setaffinity(thread, {core})

@@ -1,0 +1,182 @@
+"""What a host is told to serve: ``serve.toml``, and what the command line says instead.
+
+``docs/serving.md`` lists the keys. A file is read as a whole or refused: for a key that is not
+known, or a value of the wrong form.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from vessels.errors import UsageError
+
+MAX_SIZE: Final = 1 << 20
+MAX_DEADLINE_MS: Final = 3_600_000
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One model as it is to be served.
+
+    ``weight`` is its share of a busy machine in relation to others'. ``queue`` bounds the requests
+    that wait for it. ``deadline`` is what a request has that states none, in seconds. ``threads``
+    and ``slots`` are the most that an environment of it has.
+    """
+
+    name: str
+    path: Path
+    weight: float = 1.0
+    queue: int | None = None
+    deadline: float | None = None
+    threads: int | None = None
+    slots: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole file: ``epc`` as ``--epc`` takes it, and the models."""
+
+    epc: str | None = None
+    models: tuple[ModelSettings, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        """What the file at ``path`` says; its paths are relative to its folder.
+
+        Raises :class:`UsageError`.
+        """
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_SIZE + 1)
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+        if len(content) > MAX_SIZE:
+            raise UsageError(f"{path} is too large for a list of models.")
+        try:
+            fields = tomllib.loads(content.decode())
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{path}: it is no TOML: {error}.") from error
+        top = _Table(str(path), fields)
+        epc = top.text("epc")
+        models = top.tables("models")
+        top.refuse_unknown()
+        return cls(epc, tuple(_model(name, table, path.parent) for name, table in models.items()))
+
+
+def checked_name(name: str, path: str) -> str:
+    """``name``, if it may be a model's in a URL. Raises :class:`UsageError`."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no name for a model in a URL; give it one: NAME={path}, of letters, "
+            "digits, '.', '_' and '-'."
+        )
+    return name
+
+
+def named(texts: Iterable[str]) -> tuple[ModelSettings, ...]:
+    """``[NAME=]MODEL.vessel`` each; the file's name is the model's. Raises :class:`UsageError`."""
+    found = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        # A path may hold `=` itself.
+        if not equals or not _NAME.fullmatch(name):
+            name, path = Path(text).stem, text
+        found.append(ModelSettings(checked_name(name, path), Path(path)))
+    return tuple(found)
+
+
+def in_folder(folder: Path) -> tuple[ModelSettings, ...]:
+    """All sealed models in ``folder``, by name. Raises :class:`UsageError`."""
+    try:
+        paths = sorted(p for p in folder.iterdir() if p.suffix == ".vessel")
+    except OSError as error:
+        raise UsageError(f"cannot read folder {folder}: {error.strerror}.") from error
+    if not paths:
+        raise UsageError(f"there is no *.vessel in {folder}.")
+    return tuple(ModelSettings(checked_name(p.stem, str(p)), p) for p in paths)
+
+
+def merged(*groups: Iterable[ModelSettings]) -> dict[str, ModelSettings]:
+    """All models by name. Raises :class:`UsageError` for two of one name, and when there is none.
+
+    The same file under one name is one model, as the group that comes first has it.
+    """
+    models: dict[str, ModelSettings] = {}
+    for model in (m for group in groups for m in group):
+        known = models.setdefault(model.name, model)
+        if known is not model and not _is_same(known.path, model.path):
+            raise UsageError(
+                f"two models are called {model.name!r}: {known.path} and {model.path}; give one "
+                f"another name: NAME={model.path}."
+            )
+    if not models:
+        raise UsageError("there is no model to serve: name MODEL.vessel, --models or --config.")
+    return models
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.samefile(other)
+
+
+def _model(name: str, table: _Table, folder: Path) -> ModelSettings:
+    path = table.text("path")
+    if path is None:
+        table.refuse("path", "it is missing")
+    deadline = table.whole("deadline_ms", 1, MAX_DEADLINE_MS)
+    model = ModelSettings(
+        name=checked_name(name, path),
+        path=folder / path,
+        weight=table.number("weight", 1.0),
+        queue=table.whole("queue", 1, 1 << 20),
+        deadline=None if deadline is None else deadline / 1000,
+        threads=table.whole("threads", 1, 1 << 10),
+        slots=table.whole("slots", 1, 64),
+    )
+    table.refuse_unknown()
+    return model
+
+
+class _Table:
+    """A table of the file, from which each key is taken once."""
+
+    def __init__(self, where: str, fields: Mapping[str, Any]) -> None:
+        self._where = where
+        self._fields = dict(fields)
+
+    def text(self, key: str) -> str | None:
+        value = self._fields.pop(key, None)
+        if value is not None and not (isinstance(value, str) and value):
+            self.refuse(key, "it must be a text")
+        return value
+
+    def whole(self, key: str, least: int, most: int) -> int | None:
+        value = self._fields.pop(key, None)
+        if value is not None and not (type(value) is int and least <= value <= most):
+            self.refuse(key, f"it must be a whole number from {least} to {most}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self._fields.pop(key, default)
+        if type(value) not in (int, float) or not 1e-3 <= value <= 1e3:
+            self.refuse(key, "it must be a number from 0.001 to 1000")
+        return float(value)
+
+    def tables(self, key: str) -> dict[str, _Table]:
+        value = self._fields.pop(key, {})
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+            self.refuse(key, "it must hold a table for each model, like [models.resnet50]")
+        return {name: _Table(f"{self._where}: {key}.{name}", v) for name, v in value.items()}
+
+    def refuse_unknown(self) -> None:
+        if self._fields:
+            self.refuse(next(iter(self._fields)), "there is no such key")
+
+    def refuse(self, key: str, why: str) -> NoReturn:
+        raise UsageError(f"{self._where}: {key}: {why}.")
