@@ -34,7 +34,12 @@ from vessels.study.result import Machine as StudiedMachine
 MIB = 1 << 20
 MACHINE = Machine(2, 93 * MIB)
 RUNG = RunTimes(
-    0, {1: 0.05, 4: 0.14}, spread=0.0, start_seconds=0.1, start_core_seconds=0.03, wide_seconds=0.03
+    0,
+    {1: 0.05, 4: 0.14},
+    spread=0.0,
+    start_seconds=0.1,
+    start_core_seconds=0.03,
+    wide_seconds=0.084,
 )
 TIMING = Timing("net", 2, 0.05, 0.01, 0.0, 0.001, 0.0, 0.0, (RUNG,))
 SPEC = ModelSpec("net", (Shape(0, 1, 1, 10 * MIB),), run_time=RunTime(0.0, 0.05))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from benchmarks.load import measured
-from benchmarks.load.arrivals import Arrival, poisson
+from benchmarks.load.arrivals import poisson
 from benchmarks.load.outcomes import Summary
 from benchmarks.serving_evaluation.bench import Bench
-from benchmarks.serving_evaluation.replay import Replay
 from benchmarks.serving_evaluation.result import OpenPoint
 from benchmarks.serving_evaluation.served import Served
 
@@ -17,9 +16,6 @@ QUESTIONS = 4
 """Of each model, whose answers differ. Where a model's clients attest anew again and again they
 have one: sealing is quick, but not beside everything else on two cores."""
 CHECKED = 0.1
-
-Again = Callable[[Sequence[Arrival]], Replay]
-"""What else is made of the same arrivals."""
 
 
 def open_point(
@@ -32,7 +28,6 @@ def open_point(
     *,
     clients: int,
     factor: float | None,
-    again: Again | None,
 ) -> OpenPoint:
     """Ask ``server`` ``rate`` times a second, its models by their ``shares``.
 
@@ -53,7 +48,6 @@ def open_point(
     )  # fmt: skip
     after = server.counts()
     runs = after.runs - before.runs
-    replay = None if again is None else again(arrivals)
     return OpenPoint(
         network=network,
         tenants=len(server.models),
@@ -62,12 +56,12 @@ def open_point(
         seed=seed,
         load=load,
         served=Summary(**report["total"]),
-        simulated=None if replay is None else replay.summary,
+        simulated=None,
         requests=report["generator"]["requests"],
         lag_p99_ms=report["generator"]["lag_ms"]["p99"],
         generator_cpu_seconds=report["generator"]["cpu_seconds"],
         server_cpu_seconds=after.cpu_seconds - before.cpu_seconds,
         batch=(after.run_requests - before.run_requests) / runs if runs else None,
         launches=after.launches - before.launches,
-        simulated_launches=None if replay is None else replay.launches,
+        simulated_launches=None,
     )

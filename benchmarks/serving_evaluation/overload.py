@@ -9,13 +9,13 @@ do not fit together, some of them asked for far more than others.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from benchmarks.load.arrivals import Arrival
+from benchmarks.load.arrivals import Arrival, poisson
 from benchmarks.serving_evaluation.bench import Bench, tell
 from benchmarks.serving_evaluation.emulated import Emulated
-from benchmarks.serving_evaluation.openloop import Again, open_point
+from benchmarks.serving_evaluation.openloop import open_point
 from benchmarks.serving_evaluation.replay import Replay, replayed
 from benchmarks.serving_evaluation.result import ClosedPoint, OpenPoint, Timing
 from benchmarks.serving_evaluation.systems import BUSY, DOUBLE, OURS, Settings
@@ -23,6 +23,9 @@ from benchmarks.serving_evaluation.timing import described, timing_of
 from vessels.schedule.model import Machine, ModelSpec
 from vessels.schedule.traces import zipf
 from vessels.study.emulator import Emulator
+
+Again = Callable[[Sequence[Arrival]], Replay]
+"""Arrivals to what the simulator makes of them."""
 
 SEARCH_FACTOR = 1.5
 """Capacity is looked for at this multiple of what clients in a closed loop were answered, and at
@@ -170,15 +173,21 @@ def _point(
     factor: float | None,
     again: Again | None,
 ) -> OpenPoint:
+    """A point, measured or known, and what the simulator makes of the same arrivals now."""
+    models = bench.models.tenants(network, OURS.policy, tenants)
+    shares = dict(zip(models, zipf(tenants).tolist(), strict=True))
     found = bench.known(name)
     if found is not None:
-        return OpenPoint.of(found)
-    with bench.server(OURS, network, tenants) as server:
-        shares = dict(zip(server.models, zipf(tenants).tolist(), strict=True))
-        point = open_point(
-            bench, server, network, shares, rate, seed,
-            clients=CLIENTS if tenants == 1 else MIXED_CLIENTS, factor=factor, again=again,
-        )  # fmt: skip
-    bench.store(name, asdict(point))
-    tell(f"{name}: {point.rate:.1f} asked, {point.served.goodput:.1f} answered a second")
-    return point
+        point = OpenPoint.of(found)
+    else:
+        with bench.server(OURS, network, tenants) as server:
+            point = open_point(
+                bench, server, network, shares, rate, seed,
+                clients=CLIENTS if tenants == 1 else MIXED_CLIENTS, factor=factor,
+            )  # fmt: skip
+        bench.store(name, asdict(point))
+        tell(f"{name}: {point.rate:.1f} asked, {point.served.goodput:.1f} answered a second")
+    if again is None:
+        return point
+    replay = again(poisson(point.rate, bench.settings.load_seconds, shares, seed=seed))
+    return replace(point, simulated=replay.summary, simulated_launches=replay.launches)

@@ -142,7 +142,7 @@ def _timings(timings: Sequence[Timing]) -> str:
                 )
             )
     head = (
-        "network", "rung", "run of one, ms", "of most (how many), ms", "of one on all threads, ms",
+        "network", "rung", "run of one, ms", "of most (how many), ms", "of most on all threads, ms",
         "a thread adds", "start ms", "of a core, ms", "evidence ms",
         "renewal, of a core, ms",
     )  # fmt: skip

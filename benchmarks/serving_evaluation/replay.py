@@ -89,7 +89,7 @@ def simulated_model(spec: ModelSpec, timing: Timing) -> SimulatedModel:
 def efficiency(timing: Timing) -> float:
     """What each thread after the first adds."""
     gains = [
-        (r.seconds[1] / r.wide_seconds - 1) / (timing.threads - 1)
+        (r.seconds[max(r.seconds)] / r.wide_seconds - 1) / (timing.threads - 1)
         for r in timing.rungs
         if r.wide_seconds is not None and timing.threads > 1
     ]

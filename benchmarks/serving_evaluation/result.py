@@ -47,7 +47,7 @@ class RunTimes:
     and of a start, of which the enclave and who starts it have ``start_core_seconds`` of a core.
 
     ``spread`` is by what part the median run takes longer than the shortest. ``wide_seconds`` is of
-    one request on all threads that a run may have.
+    the most requests that ``seconds`` has, on all threads that a run may have.
     """
 
     rung: int

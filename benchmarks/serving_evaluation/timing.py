@@ -46,18 +46,18 @@ def timing_of(
     evidence: list[float] = []
     renewal: list[float] = []
     for rung in sorted({s.rung for s in shapes}):
-        narrow = [s for s in shapes if (s.rung, s.threads) == (rung, 1)]
-        roomy = max(narrow, key=lambda s: s.slots)
-        wide = [s for s in shapes if (s.rung, s.slots, s.threads) == (rung, 1, widest)]
-        with _Started(model, backend, roomy) as one:
-            counts = sorted({1, roomy.slots})
+        narrow = {s.slots: s for s in shapes if (s.rung, s.threads) == (rung, 1)}
+        wide = {s.slots: s for s in shapes if (s.rung, s.threads) == (rung, widest)}
+        most = max(narrow.keys() & wide.keys() or narrow)
+        with _Started(model, backend, narrow[most]) as one:
+            counts = sorted({1, most})
             times = {count: one.times(count, seconds) for count in counts}
             evidence.append(statistics.median(repeated(one.attest, seconds / 4)))
             renewal.append(one.renewal())
         wide_seconds = None
-        if widest > 1 and wide:
-            with _Started(model, backend, wide[0]) as other:
-                wide_seconds = statistics.median(other.times(1, seconds))
+        if widest > 1 and most in wide:
+            with _Started(model, backend, wide[most]) as other:
+                wide_seconds = statistics.median(other.times(most, seconds))
         after.append(one.evidence_seconds)
         found.append(
             RunTimes(
