@@ -47,6 +47,13 @@ def party(tmp_path: Path) -> Party:
     return Party("it", ["--version"], tmp_path, Verdict())
 
 
+def only_enclave(stage: Stage) -> Process:
+    """The one that runs; for an instant after its start a process has no command line yet."""
+    until(lambda: enclaves(stage.sealed), "an enclave")
+    [found] = enclaves(stage.sealed)
+    return found
+
+
 def asked_once(stage: Stage, url: str, verdict: Verdict) -> Counter[str]:
     """What comes of the first requests of a client, to a server that is said to be there."""
     asking = Asking(
@@ -156,7 +163,7 @@ def test_a_recovery_is_what_was_asked_since_and_in_time() -> None:
 def test_enclaves_are_found_measured_and_killed(stage: Stage) -> None:
     model = stage.models[0].name
     with EnclaveProcess(stage.sealed / f"{model}.vessel") as enclave:
-        [found] = enclaves(stage.sealed)
+        found = only_enclave(stage)
         assert (found.pid, found.parent, found.model) == (enclave.pid, os.getpid(), model)
         assert 0 < anonymous_size(found) < stage.models[0].size
         other = replace(found, began=found.began + 1)
@@ -199,7 +206,7 @@ def test_what_a_killed_server_leaves_takes_memory(stage: Stage, party: Party) ->
         first.planned[enclave.pid] = 60
         assert party.planned_size(enclave.pid) == 60
         assert party.planned_size(os.getpid()) == 0
-        [found] = enclaves(stage.sealed)
+        found = only_enclave(stage)
         verdict = Verdict()
         watch = Watch(stage, party, "", 1 << 30, verdict)
         watch._all()
