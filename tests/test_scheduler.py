@@ -106,6 +106,22 @@ def test_a_full_queue_refuses() -> None:
     assert_overloaded(scheduler.handle(Arrived(1.0, 5, 1, late)), 5)
 
 
+def test_a_refusal_is_foreseen() -> None:
+    scheduler = serving(model(queue_count=2))
+    arrivals = [Arrived(1.0, ticket, 1) for ticket in range(1, 6)]
+    for number, arrival in enumerate(arrivals):
+        foreseen = scheduler.foresee(arrival)
+        decisions = scheduler.handle(arrival)
+        refused = [d for d in decisions if isinstance(d, Refuse)]
+        assert refused == ([] if foreseen is None else [foreseen])
+        # One runs, two wait.
+        assert (foreseen is not None) == (number > 2)
+    late = scheduler.foresee(Arrived(1.0, 9, 1, deadline=1.01))
+    assert late is not None
+    assert_overloaded([late], 9)
+    assert scheduler.foresee(Arrived(1.0, 9, 7)) == Refuse(9, Reason.ELSEWHERE, 0.0)
+
+
 def test_who_comes_to_no_or_another_environment_is_sent_elsewhere() -> None:
     scheduler = serving(model())
     assert scheduler.handle(Arrived(1.0, 1, 2)) == [Refuse(1, Reason.ELSEWHERE, 0.0)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vessels.schedule.account import EpcAccount
-from vessels.schedule.admission import Admission
+from vessels.schedule.admission import Admission, Verdict
 from vessels.schedule.decisions import Assign, Decision, Reason, Refuse, Run, Stop
 from vessels.schedule.dispatch import Dispatch, batch, hopeless
 from vessels.schedule.events import Arrived, Ended, Event, Finished, Gone, Ready, Tick, Wanted
@@ -85,6 +85,20 @@ class Scheduler:
         due = min(self._waiting.next_end(), self._placement.wake)
         return None if due == float("inf") else due
 
+    def foresee(self, event: Arrived) -> Refuse | None:
+        """How ``event`` would be refused now: its request need not be read first, then.
+
+        A refusal counts as a request for the model. Nothing else changes by this; a request that is
+        not refused so is told of when it has arrived.
+        """
+        found = self._judged(event)
+        if not isinstance(found, Refuse):
+            return None
+        environment = self._fleet.environments.get(event.environment)
+        if environment is not None:
+            environment.model.ask(event.now)
+        return found
+
     def handle(self, event: Event) -> list[Decision]:
         """What is to be done after ``event``, in the order in which it is to be begun.
 
@@ -145,24 +159,36 @@ class Scheduler:
     def _arrived(self, event: Arrived) -> None:
         now = event.now
         environment = self._fleet.environments.get(event.environment)
+        if environment is not None and environment.live:
+            environment.model.ask(now)
+            environment.expected_count = max(0, environment.expected_count - 1)
+            environment.used_at = now
+        found = self._judged(event)
+        if isinstance(found, Refuse):
+            self._decisions.append(found)
+            return
+        assert environment is not None
+        request = Request(event.ticket, now, found.deadline)
+        self._waiting.add(request, environment, found.deadline - environment.run_seconds(1))
+        self._measure(environment.model, now)
+        self._placement.wake = min(self._placement.wake, now + EVERY_SECONDS)
+
+    def _judged(self, event: Arrived) -> Refuse | Verdict:
+        """What becomes of a request."""
+        now, ticket = event.now, event.ticket
+        environment = self._fleet.environments.get(event.environment)
         if environment is None or not environment.live:
-            return self._refuse(event.ticket, Reason.ELSEWHERE, 0.0)
+            return Refuse(ticket, Reason.ELSEWHERE, 0.0)
         model = environment.model
-        model.ask(now)
-        environment.expected_count = max(0, environment.expected_count - 1)
-        environment.used_at = now
         if self._is_better_elsewhere(environment, now):
             model.moved_at = now
-            return self._refuse(event.ticket, Reason.ELSEWHERE, 0.0)
+            return Refuse(ticket, Reason.ELSEWHERE, 0.0)
         verdict = self._admission.judge(environment, now, event.deadline)
         full = model.queued_count() >= model.spec.queue_count
         if full or verdict.late_seconds > 0:
             run = environment.run_seconds(environment.shape.slots)
-            return self._refuse(event.ticket, Reason.OVERLOADED, max(run, verdict.late_seconds))
-        request = Request(event.ticket, now, verdict.deadline)
-        self._waiting.add(request, environment, verdict.deadline - environment.run_seconds(1))
-        self._measure(model, now)
-        self._placement.wake = min(self._placement.wake, now + EVERY_SECONDS)
+            return Refuse(ticket, Reason.OVERLOADED, max(run, verdict.late_seconds))
+        return verdict
 
     def _environment_event(self, event: Ready | Finished | Ended, environment: Environment) -> None:
         now = event.now

@@ -157,6 +157,7 @@ class _Handlers:
             raise ServeError(Code.MEDIA_TYPE, f"a sealed request is {SEALED_TYPE}.")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise ServeError(Code.MEDIA_TYPE, "a sealed request has no content encoding.")
+        self._host.foresee(environment, due)
         sealed = await _body(request, environment.build.largest_request, self._site.limits)
         if len(sealed) < SMALLEST_REQUEST:
             raise ServeError(Code.MALFORMED, "this body is too short to be a sealed request.")

@@ -164,6 +164,18 @@ class Host:
         # It had to go just then; the next one is of no less use.
         return await self.evidence(model, nonce, deadline)
 
+    def foresee(self, environment: Environment, deadline: float | None) -> None:
+        """Raise :class:`ServeError` if a request would be refused, before it is read at all."""
+        arrival = Arrived(_now(), 0, environment.number, deadline)
+        try:
+            found = self._scheduler.foresee(arrival)
+        except Exception as error:
+            self._give_up(error)
+            raise ServeError(Code.INTERNAL, "the server failed; its log has more.") from None
+        if found is not None:
+            self._tools.metrics.shed.labels(environment.model.name, str(found.reason)).inc()
+            raise refusal(found.reason, found.retry_after)
+
     async def predict(
         self, environment: Environment, sealed: bytes, deadline: float | None
     ) -> Done[bytes]:
