@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class _Environment:
     queue: deque[_Request] = field(default_factory=deque)
 
 
-class _Simple:
+class _Simple(ABC):
     """One environment a model, requests in order of arrival over all models.
 
     A queue is bounded, and that is all there is of admission; ``punctual`` ones also refuse, at
@@ -94,9 +95,9 @@ class _Simple:
             deadline = float("inf") if event.deadline is None else event.deadline
             environment.queue.append(_Request(event.ticket, self.arrivals, deadline))
 
+    @abstractmethod
     def _place(self, now: float) -> Iterator[Decision]:
         """Launches, stops and assignments."""
-        raise NotImplementedError
 
     def _launch(self, model: ModelSpec, shape: Shape, now: float) -> Launch:
         self.launched += 1
