@@ -22,12 +22,13 @@ from vessels.attestation import Evidence, new_nonce
 from vessels.enclave import Array
 from vessels.errors import VesselsError
 from vessels.listening import bound_socket, run_loop, url_of
+from vessels.predict_headers import DEADLINE, ENVIRONMENT, identity_of
 from vessels.schedule.model import Machine
 from vessels.sealed_messages import RequestSealer, ResponseOpener
-from vessels.serve.app import DEADLINE_HEADER, ENVIRONMENT_HEADER, Site
+from vessels.serve.app import Site
 from vessels.serve.backends import Backend, Simulation
 from vessels.serve.config import ModelSettings
-from vessels.serve.environment import Environment, Tools, identity_of
+from vessels.serve.environment import Environment, Tools
 from vessels.serve.host import Host
 from vessels.serve.keys import InsecureKeyFiles, KeySource
 from vessels.serve.limits import Limits
@@ -125,9 +126,9 @@ class Running:
         """The answer to a sealed request, which names the environment that has ``key``."""
         headers = {"Content-Type": "application/octet-stream"}
         if key is not None:
-            headers[ENVIRONMENT_HEADER] = identity_of(key)
+            headers[ENVIRONMENT] = identity_of(key)
         if deadline_ms is not None:
-            headers[DEADLINE_HEADER] = str(deadline_ms)
+            headers[DEADLINE] = str(deadline_ms)
         path = f"{self.path}/predict"
         return httpx2.post(path, content=body, timeout=PATIENCE, headers=headers)
 

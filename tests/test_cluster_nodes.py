@@ -33,9 +33,9 @@ from vessels.attestation.simulation import Enclave as Measured
 from vessels.attestation.simulation import SimulationRoot
 from vessels.cluster.config import ClusterConfig
 from vessels.cluster.need import need_of
-from vessels.cluster.replica import environment_id
 from vessels.enclave import find_enclave_binary
 from vessels.errors import ServerError
+from vessels.predict_headers import identity_of
 from vessels.sealed_messages import RequestSealer
 
 pytestmark = pytest.mark.heavy
@@ -208,7 +208,7 @@ def test_what_is_sealed_to_an_environment_reaches_it(cluster: Nodes, small: Mode
             request, opener = RequestSealer(key, digest).seal_predict({"image": small.image})
             answer = httpx2.post(
                 f"{path}/predict", content=request, timeout=60,
-                headers={"vessels-environment": environment_id(key)},
+                headers={"vessels-environment": identity_of(key)},
             )  # fmt: skip
             if answer.status_code == 200:
                 found = opener.open(answer.content)

@@ -26,10 +26,10 @@ from tests.test_enclave import expected
 from tests.test_serve_many import Shaped, size_of
 from vessels.attestation import Evidence
 from vessels.errors import KeyReleaseError
+from vessels.predict_headers import identity_of
 from vessels.schedule import scheduler
 from vessels.sealed_messages import RequestSealer
 from vessels.serve.config import ModelSettings
-from vessels.serve.environment import identity_of
 from vessels.serve.keys import InsecureKeyFiles, Prove
 from vessels.serve.limits import Limits
 

@@ -30,6 +30,7 @@ from benchmarks.load.outcomes import OK, WRONG, Outcome
 from benchmarks.load.sealed import SealedQuestion, Tenant
 from vessels.client_exchange import MEDIA_TYPE
 from vessels.errors import AttestationError, ServerError
+from vessels.predict_headers import DEADLINE, ENVIRONMENT
 
 MOST_CONNECTIONS = 4096
 """More than any run here has under way; a request that waited for a connection would be one in a
@@ -132,7 +133,7 @@ class _Asking:
         self._path = f"/vessels/v1/models/{tenant.model}/predict"
         self._headers = {"Content-Type": MEDIA_TYPE, "Accept-Encoding": "identity"}
         if load.deadline is not None:
-            self._headers["vessels-deadline-ms"] = str(round(load.deadline * 1e3))
+            self._headers[DEADLINE] = str(round(load.deadline * 1e3))
 
     def ask(self, arrival: Arrival, begin: float, check: bool) -> None:
         """One request, from when it is due to its outcome."""
@@ -164,7 +165,7 @@ class _Asking:
         """The kind of the outcome, and the body of an answer."""
         with self._session.post(
             self._path, data=sealed.body, name=self._tenant.model, catch_response=True,
-            headers={**self._headers, "vessels-environment": sealed.environment},
+            headers={**self._headers, ENVIRONMENT: sealed.environment},
         ) as answer:  # fmt: skip
             # Locust would log each refusal; here they are counted.
             answer.success()

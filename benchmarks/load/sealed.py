@@ -7,7 +7,6 @@ share a machine with the server it loads.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from vessels import Client
 from vessels.errors import VesselsError
 from vessels.ports import Port
+from vessels.predict_headers import identity_of
 from vessels.sealed_messages import RequestSealer, ResponseOpener
 
 Array = np.ndarray[Any, Any]
@@ -74,7 +74,7 @@ class Tenant:
         """Verify the model's enclave anew and seal all questions to it."""
         claims = self._client.attest(self.model).verified.claims
         sealer = RequestSealer(claims.public_key, claims.model_digest)
-        self.environment = hashlib.sha256(claims.public_key).digest()[:8].hex()
+        self.environment = identity_of(claims.public_key)
         self._sealed = [
             SealedQuestion(question, body, self.environment, opener)
             for question in self._questions

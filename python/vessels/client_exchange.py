@@ -8,7 +8,6 @@ time (:class:`Send`, :class:`Verify`, :class:`Attest`) and is sent their results
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import time
@@ -25,6 +24,7 @@ from vessels.attestation.text import printable
 from vessels.enclave import Array, checked_inputs
 from vessels.errors import AttestationError, DeadlineError, EnclaveError, ServerError
 from vessels.ports import Port
+from vessels.predict_headers import DEADLINE, ENVIRONMENT, MAX_DEADLINE_MS, identity_of
 from vessels.sealed_messages import SUITE, RequestSealer, ResponseOpener
 
 MEDIA_TYPE = "application/octet-stream"
@@ -42,9 +42,6 @@ _UNKNOWN_MODEL = "unknown_model"
 _NOT_OPENED = "not_opened"
 _ENCLAVE_ENDED = "enclave_ended"
 
-_ENVIRONMENT = "vessels-environment"
-_DEADLINE = "vessels-deadline-ms"
-_MAX_DEADLINE_MS = 3_600_000
 _TIMER_SECONDS = 0.001
 
 T = TypeVar("T")
@@ -98,7 +95,7 @@ class Send:
         if self.deadline is None:
             return dict(self.headers)
         left = math.ceil(self.seconds(math.inf) * 1000)
-        return {**self.headers, _DEADLINE: str(min(left, _MAX_DEADLINE_MS))}
+        return {**self.headers, DEADLINE: str(min(left, MAX_DEADLINE_MS))}
 
     def seconds(self, most: float) -> float:
         """How long the answer may take, up to ``most``. Raises :class:`DeadlineError`."""
@@ -271,7 +268,7 @@ class Exchanges:
     ) -> Send:
         """A request sealed to the enclave that has the public key ``key``, which it names."""
         url = f"{self.url}/vessels/v1/models/{_quoted(model)}/predict"
-        named = {"Content-Type": MEDIA_TYPE, _ENVIRONMENT: hashlib.sha256(key).hexdigest()[:16]}
+        named = {"Content-Type": MEDIA_TYPE, ENVIRONMENT: identity_of(key)}
         return Send("POST", url, limit, named, body, deadline)
 
 

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import ray
 from ray import serve
@@ -30,15 +30,16 @@ from vessels.cluster.answers import answered, no_such
 from vessels.cluster.need import Need, largest_node, shortage
 from vessels.cluster.replica import NONCE_SIZE, Answer
 from vessels.cluster.router import ENVIRONMENT, EVIDENCE
-from vessels.listening import TooLarge, TooSlow, read_body
 from vessels.serve.errors import Code, ServeError
 from vessels.serve.limits import Limits
+from vessels.serve.reading import (
+    SEALED_TYPE,
+    check_sealed,
+    named_environment,
+    sealed_body,
+    stated_seconds,
+)
 from vessels.serve.threads import in_thread
-
-SEALED_TYPE: Final = "application/octet-stream"
-SMALLEST_REQUEST: Final = 32 + 16
-"""An encapsulated key and a tag."""
-MOST_DEADLINE_MS: Final = 3_600_000
 
 log = logging.getLogger("ray.serve")
 
@@ -49,7 +50,6 @@ _OTHER_SECONDS = 5.0
 _PAUSE_SECONDS = 0.1
 
 _NONCE = re.compile(rf"[0-9a-fA-F]{{{2 * NONCE_SIZE}}}")
-_ENVIRONMENT = re.compile(r"[0-9a-fA-F]{16}")
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,11 @@ class Ingress:
     async def predict(self, request: Request) -> Response:
         """The sealed answer of the environment that the request was sealed to."""
         model = self._model(request)
-        media_type = request.headers.get("content-type", SEALED_TYPE)
-        if media_type.partition(";")[0].strip().lower() != SEALED_TYPE:
-            raise ServeError(Code.MEDIA_TYPE, f"a sealed request is {SEALED_TYPE}.")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise ServeError(Code.MEDIA_TYPE, "a sealed request has no content encoding.")
-        environment = _environment(request)
-        until = time.monotonic() + _deadline(request)
-        sealed = await self._body(request, model.largest_request)
+        check_sealed(request)
+        environment = named_environment(request)
+        stated = stated_seconds(request)
+        until = math.inf if stated is None else time.monotonic() + stated
+        sealed = await sealed_body(request, model.largest_request, self._limits)
         seconds = min(self._seconds, until - time.monotonic())
         value = await self._ask(
             model.name, seconds, "predict", sealed, **{ENVIRONMENT: environment, "seconds": seconds}
@@ -230,43 +227,11 @@ class Ingress:
                 states[model.name] = "on demand" if model.on_demand else "starting"
         return states
 
-    async def _body(self, request: Request, most: int) -> bytes:
-        announced = request.headers.get("content-length", "")
-        size = min(int(announced), most) if announced.isdecimal() else most
-        try:
-            sealed = await read_body(request, most, self._limits.seconds_for(size))
-        except TooLarge:
-            raise ServeError(
-                Code.TOO_LARGE, f"a request of this model has at most {most} bytes."
-            ) from None
-        except TooSlow:
-            raise ServeError(Code.TOO_SLOW, "the body did not arrive in time.") from None
-        if len(sealed) < SMALLEST_REQUEST:
-            raise ServeError(Code.MALFORMED, "this body is too short to be a sealed request.")
-        return sealed
-
     def _model(self, request: Request) -> Served:
         model = self._served.get(request.path_params["name"])
         if model is None:
             raise ServeError(Code.UNKNOWN_MODEL, "no model of this name is served.")
         return model
-
-
-def _environment(request: Request) -> str | None:
-    given = request.headers.get("vessels-environment")
-    if given is not None and not _ENVIRONMENT.fullmatch(given):
-        raise ServeError(Code.MALFORMED, "vessels-environment is 16 hexadecimal digits.")
-    return None if given is None else given.lower()
-
-
-def _deadline(request: Request) -> float:
-    """Seconds that the client waits; any number where it does not say."""
-    given = request.headers.get("vessels-deadline-ms")
-    if given is None:
-        return math.inf
-    if not re.fullmatch(r"[0-9]{1,7}", given) or not 1 <= int(given) <= MOST_DEADLINE_MS:
-        raise ServeError(Code.MALFORMED, f"vessels-deadline-ms is 1 to {MOST_DEADLINE_MS}.")
-    return int(given) / 1000
 
 
 def _not_taken(name: str, error: RayServeException) -> ServeError:

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vessels.attestation import Evidence, model_digest
 from vessels.cluster.router import ENVIRONMENT
 from vessels.errors import EnclaveError, KeyFileError, SealedError, VesselsError
+from vessels.predict_headers import identity_of
 from vessels.schedule.model import Shape
 from vessels.serve.backends import Backend, Gramine, Native, Process, Simulation
 from vessels.serve.errors import Code, ServeError
@@ -94,7 +94,7 @@ class Environment:
         self._ended = False
         try:
             claims = self._process.claims(os.urandom(NONCE_SIZE))
-            self.environment = environment_id(claims.public_key)
+            self.environment = identity_of(claims.public_key)
             self._process.give_key(self._key(keys))
         except BaseException:
             self.close()
@@ -225,11 +225,6 @@ class Environment:
         # Who waits is told; then Serve sees at once that there is no such replica any more.
         time.sleep(_LAST_WORDS_SECONDS)
         _leave()
-
-
-def environment_id(public_key: bytes) -> str:
-    """How requests name the environment with ``public_key``, in ``vessels-environment``."""
-    return sha256(public_key).digest()[:8].hex()
 
 
 def _leave() -> None:

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from prometheus_client import exposition
 from starlette.applications import Starlette
@@ -24,9 +24,7 @@ from starlette.types import Message
 
 from vessels.attestation.evidence import NONCE_SIZE
 from vessels.attestation.fetch import MEDIA_TYPE as EVIDENCE_TYPE
-from vessels.listening import TooLarge, TooSlow, is_surplus, read_body
-from vessels.serve.config import MAX_DEADLINE_MS
-from vessels.serve.environment import IDENTITY_SIZE
+from vessels.listening import is_surplus
 from vessels.serve.errors import ClientGoneError, Code, ServeError
 from vessels.serve.host import Host
 from vessels.serve.lane import Done
@@ -34,21 +32,15 @@ from vessels.serve.limits import Limits
 from vessels.serve.logs import event, failure
 from vessels.serve.metrics import Metrics
 from vessels.serve.model import ServedModel
-
-SEALED_TYPE = "application/octet-stream"
-
-ENVIRONMENT_HEADER: Final = "vessels-environment"
-"""Names the environment that a request is sealed to."""
-
-DEADLINE_HEADER: Final = "vessels-deadline-ms"
-"""Milliseconds from a request's arrival after which its answer is of no use."""
-
-SMALLEST_REQUEST: Final = 32 + 16
-"""An encapsulated key and a tag."""
+from vessels.serve.reading import (
+    SEALED_TYPE,
+    check_sealed,
+    named_environment,
+    sealed_body,
+    stated_seconds,
+)
 
 _NONCE = re.compile(rf"[0-9a-fA-F]{{{2 * NONCE_SIZE}}}")
-_IDENTITY = re.compile(rf"[0-9a-fA-F]{{{2 * IDENTITY_SIZE}}}")
-_DEADLINE = re.compile(r"[0-9]{1,7}")
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -145,22 +137,17 @@ class _Handlers:
         model = self._model(request)
         self._refuse_when_stopping()
         due = _deadline(request, began)
-        identity = request.headers.get(ENVIRONMENT_HEADER)
-        if identity is not None and not _IDENTITY.fullmatch(identity):
-            raise ServeError(
-                Code.MALFORMED, f"{ENVIRONMENT_HEADER} has {2 * IDENTITY_SIZE} hexadecimal digits."
-            )
+        identity = named_environment(request)
         # Before the body is read, which no other could open.
-        environment = self._host.find(model.name, identity and identity.lower())
-        media_type = request.headers.get("content-type", SEALED_TYPE)
-        if media_type.partition(";")[0].strip().lower() != SEALED_TYPE:
-            raise ServeError(Code.MEDIA_TYPE, f"a sealed request is {SEALED_TYPE}.")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise ServeError(Code.MEDIA_TYPE, "a sealed request has no content encoding.")
+        environment = self._host.find(model.name, identity)
+        check_sealed(request)
         self._host.foresee(environment, due)
-        sealed = await _body(request, environment.build.largest_request, self._site.limits)
-        if len(sealed) < SMALLEST_REQUEST:
-            raise ServeError(Code.MALFORMED, "this body is too short to be a sealed request.")
+        try:
+            sealed = await sealed_body(
+                request, environment.build.largest_request, self._site.limits
+            )
+        except ClientDisconnect:
+            raise ClientGoneError from None
         done = await _unless_gone(request, self._host.predict(environment, sealed, due))
         seconds = time.monotonic() - began
         # Counted and logged when the answer is on its way.
@@ -246,29 +233,8 @@ def _refusal(error: ServeError) -> Response:
 
 def _deadline(request: Request, arrival: float) -> float | None:
     """When the answer is of no more use, as a time."""
-    text = request.headers.get(DEADLINE_HEADER)
-    if text is None:
-        return None
-    if not _DEADLINE.fullmatch(text) or not 1 <= int(text) <= MAX_DEADLINE_MS:
-        raise ServeError(
-            Code.MALFORMED, f"{DEADLINE_HEADER} is a whole number from 1 to {MAX_DEADLINE_MS}."
-        )
-    return arrival + int(text) / 1000
-
-
-async def _body(request: Request, most: int, limits: Limits) -> bytes:
-    """The whole body, which may have ``most`` bytes and takes the time that ``limits`` allow."""
-    declared = int(request.headers.get("content-length", most))
-    try:
-        return await read_body(request, most, limits.seconds_for(min(declared, most)))
-    except TooLarge:
-        raise ServeError(
-            Code.TOO_LARGE, f"a request of this model has at most {most} bytes."
-        ) from None
-    except TooSlow:
-        raise ServeError(Code.TOO_SLOW, "the body did not arrive in time.") from None
-    except ClientDisconnect:
-        raise ClientGoneError from None
+    seconds = stated_seconds(request)
+    return None if seconds is None else arrival + seconds
 
 
 def _refuse_gone(message: Message) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from vessels.errors import UsageError
+from vessels.predict_headers import MAX_DEADLINE_MS
 
 MAX_SIZE: Final = 1 << 20
-MAX_DEADLINE_MS: Final = 3_600_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -8,17 +8,17 @@ fails at once when it ends: what was sealed to one enclave no other can open.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vessels.attestation import Evidence, new_nonce
 from vessels.errors import EnclaveError, KeyFileError, SealedError, VesselsError
+from vessels.predict_headers import identity_of
 from vessels.schedule.model import Shape
 from vessels.serve.backends import Backend, Process
 from vessels.serve.ended import watched
@@ -33,9 +33,6 @@ from vessels.serve.runs import Answer, exchange
 from vessels.serve.threads import in_thread
 
 T = TypeVar("T")
-
-IDENTITY_SIZE: Final = 8
-"""Bytes of a public key's digest that requests name an environment by."""
 
 _FIRST_DELAY = 0.5
 _MOST_KEY_DELAY = 5.0
@@ -317,11 +314,6 @@ class Environment:
             return await asyncio.wait_for(in_thread(call), self._tools.limits.open_seconds)
         except TimeoutError:
             raise EnclaveError("it did not open its model in time") from None
-
-
-def identity_of(public_key: bytes) -> str:
-    """The name of the environment that has ``public_key``, as requests give it."""
-    return hashlib.sha256(public_key).digest()[:IDENTITY_SIZE].hex()
 
 
 def _delays(most: float) -> Iterator[float]:
