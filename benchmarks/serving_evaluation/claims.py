@@ -45,15 +45,21 @@ def mean(
     return statistics.mean(known) if known and len(known) == len(found) else None
 
 
-def verdict(capacity: float, points: Sequence[OpenPoint]) -> Verdict | None:
-    """Whether the limits are kept; of what is answered at any load, or ``capacity`` if more."""
+def verdict(beside: Sequence[ClosedPoint], points: Sequence[OpenPoint]) -> Verdict | None:
+    """Whether the limits are kept.
+
+    The capacity is what clients in a closed loop were answered ``beside`` the loads that limits are
+    for, or what was answered at one of these if that is more: each the mean of as many turns. What
+    is the most of many single points would be more by what the machine's noise is.
+    """
     busy = mean(points, BUSY, lambda p: p.served.p99_ms)
     double = mean(points, DOUBLE, lambda p: p.served.p99_ms)
     goodput = mean(points, DOUBLE, lambda p: p.served.goodput)
     if not busy or double is None or goodput is None:
         return None
-    by_load = [mean(points, f, lambda p: p.served.goodput) for f in {p.factor or 0 for p in points}]
-    most = max([capacity, *(g for g in by_load if g is not None)])
+    closed = [p.seen.per_second for p in beside if p.seen is not None]
+    at_busy = mean(points, BUSY, lambda p: p.served.goodput) or 0.0
+    most = max(statistics.mean(closed), at_busy, goodput)
     return Verdict(most, double / busy, goodput / most)
 
 
@@ -65,7 +71,7 @@ def expectations(
     """A section of the page."""
     lines = [
         *_crowds(clients, tenants),
-        *_overload(verdict(overload.capacity, overload.open)),
+        *_overload(verdict(overload.beside, overload.open)),
         *_likeness("one model", overload.open),
         *_likeness("many models", overload.mixed),
     ]

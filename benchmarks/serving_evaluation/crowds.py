@@ -40,17 +40,26 @@ def over_tenants(bench: Bench) -> list[ClosedPoint]:
 
 
 def crowd(
-    bench: Bench, system: System, network: str, tenants: int, counts: Sequence[int]
+    bench: Bench,
+    system: System,
+    network: str,
+    tenants: int,
+    counts: Sequence[int],
+    *,
+    settings: Settings | None = None,
+    turn: int | None = None,
 ) -> list[ClosedPoint]:
-    """A point for each number of clients."""
-    names = {n: f"{system.name}-{network}-{tenants}-{n}".replace(", ", "-") for n in counts}
+    """A point for each number of clients; those of another ``turn`` are measured once more."""
+    suffix = "" if turn is None else f"-{turn}"
+    names = {n: f"{system.name}-{network}-{tenants}-{n}{suffix}".replace(", ", "-") for n in counts}
     points = {
         n: ClosedPoint.of(found)
         for n, name in names.items()
         if (found := bench.known(name)) is not None
     }
     missing = [n for n in counts if n not in points]
-    for point in _measured(bench, system, network, tenants, missing) if missing else ():
+    asked = settings or bench.settings
+    for point in _measured(bench, asked, system, network, tenants, missing) if missing else ():
         points[point.clients] = point
         bench.store(names[point.clients], asdict(point))
         tell(f"{names[point.clients]}: {_short(point)}")
@@ -64,7 +73,12 @@ def _short(point: ClosedPoint) -> str:
 
 
 def _measured(
-    bench: Bench, system: System, network: str, tenants: int, counts: Sequence[int]
+    bench: Bench,
+    settings: Settings,
+    system: System,
+    network: str,
+    tenants: int,
+    counts: Sequence[int],
 ) -> Iterator[ClosedPoint]:
     try:
         with bench.server(system, network, tenants) as server:
@@ -72,7 +86,7 @@ def _measured(
                 # All models are of one network.
                 [question] = questions(client, server.models[0], 1, onnx=bench.onnx(network))
             for clients in counts:
-                yield _point(bench.settings, system, network, server, clients, question)
+                yield _point(settings, system, network, server, clients, question)
     except NotServedError as error:
         for clients in counts:
             yield ClosedPoint(

@@ -2,8 +2,9 @@
 
 First the capacity is looked for: what clients in a closed loop were answered at best, or the
 goodput where requests are refused, if that is more. Then parts and multiples
-of it are asked, of one model; and some of what one model is answered at best, of many models that
-do not fit together, some of them asked for far more than others.
+of it are asked, of one model; those that limits are for in turn with clients in a closed loop, so
+that what the machine does else falls on all alike. And some of what one model is answered at best
+is asked of many models that do not fit together, some of them asked for far more than others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from benchmarks.load.arrivals import Arrival, poisson
 from benchmarks.serving_evaluation.bench import Bench, tell
+from benchmarks.serving_evaluation.crowds import crowd
 from benchmarks.serving_evaluation.emulated import Emulated
 from benchmarks.serving_evaluation.openloop import open_point
 from benchmarks.serving_evaluation.replay import Replay, replayed
@@ -41,10 +43,12 @@ class Overload:
     """``open`` is of one model, ``mixed`` of many; timings are what the simulator was told.
 
     ``capacity`` is what one model was answered a second at best, in a closed loop or in ``search``.
+    ``beside`` are points of a closed loop, measured in turn with those that limits are for.
     """
 
     capacity: float
     search: OpenPoint
+    beside: tuple[ClosedPoint, ...]
     timing: Timing
     open: tuple[OpenPoint, ...]
     mixed_timing: Timing
@@ -62,13 +66,19 @@ def overload(
     capacity = max(_best(ours), search.served.goodput)
     travel = _travel(min(ours, key=lambda p: p.clients))
     timing, specs = _timed(bench, network, 1, search, travel)
-    points = []
-    for factor in settings.loads:
+
+    def loaded(factor: float, seed: int) -> OpenPoint:
         again = again_in_simulation(specs, _machine(settings), timing, settings, factor)
-        for seed in settings.seeds if factor in (BUSY, DOUBLE) else settings.seeds[:1]:
-            rate = factor * capacity
-            name = f"open-{factor:g}-{seed}"
-            points.append(_point(bench, name, network, 1, rate, seed, factor, again))
+        name, rate = f"open-{factor:g}-{seed}", factor * capacity
+        return _point(bench, name, network, 1, rate, seed, factor, again)
+
+    judged = [f for f in settings.loads if f in (BUSY, DOUBLE)]
+    points = [loaded(f, settings.seeds[0]) for f in settings.loads if f not in judged]
+    beside = []
+    for seed in settings.seeds:
+        beside.append(_beside(bench, ours, seed))
+        points += [loaded(factor, seed) for factor in judged]
+    points.sort(key=_place)
     network, count = settings.tenant_network, settings.mixed_tenants
     best = _best([p for p in tenants if p.system == OURS.name])
     mixed_timing, specs = _timed(bench, network, count, search, travel)
@@ -77,7 +87,9 @@ def overload(
         again = again_in_simulation(specs, _machine(settings), mixed_timing, settings, 1.0)
         name, seed = f"mixed-{factor:g}", settings.seeds[0]
         mixed.append(_point(bench, name, network, count, factor * best, seed, factor, again))
-    return Overload(capacity, search, timing, tuple(points), mixed_timing, tuple(mixed))
+    return Overload(
+        capacity, search, tuple(beside), timing, tuple(points), mixed_timing, tuple(mixed)
+    )
 
 
 def is_saturated(point: OpenPoint) -> bool:
@@ -119,6 +131,22 @@ def with_costs(timing: Timing, point: OpenPoint, travel: float) -> Timing:
 
 def _best(points: Sequence[ClosedPoint]) -> float:
     return max(p.seen.per_second for p in points if p.seen is not None)
+
+
+def _beside(bench: Bench, ours: Sequence[ClosedPoint], turn: int) -> ClosedPoint:
+    """As many clients in a closed loop as were answered best, for as long as a load is asked."""
+    settings = bench.settings
+    best = max((p for p in ours if p.seen is not None), key=lambda p: _best([p]))
+    seconds = settings.load_seconds - settings.load_warmup
+    asked = replace(settings, seconds=seconds, warmup=settings.load_warmup)
+    [point] = crowd(
+        bench, OURS, settings.client_network, 1, [best.clients], settings=asked, turn=turn
+    )
+    return point
+
+
+def _place(point: OpenPoint) -> tuple[float, int]:
+    return point.factor or 0.0, point.seed
 
 
 def _travel(point: ClosedPoint) -> float:

@@ -21,7 +21,7 @@ def write_page(found: Found, folder: Path) -> Path:
     """Write the page and its plots to ``folder``; gives the page's path."""
     draw_closed(found.clients, lambda p: p.clients, "clients", folder / f"{NAME}-clients.svg")
     draw_closed(found.tenants, lambda p: p.tenants, "models", folder / f"{NAME}-tenants.svg")
-    judged = verdict(found.overload.capacity, found.overload.open)
+    judged = verdict(found.overload.beside, found.overload.open)
     draw_open(found.overload.open, judged, folder / f"{NAME}-overload.svg")
     sections = [
         _head(found),
