@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -30,9 +29,11 @@ import typer
 
 import vessels
 from benchmarks import zoo
+from benchmarks.machine import core_seconds, magika_model
 from vessels.attestation import Policy, model_digest
 from vessels.attestation.simulation import Enclave, SimulationRoot
 from vessels.attestation.template import new_policy
+from vessels.cli.common import run_app
 from vessels.client import AsyncClient, Client
 from vessels.enclave import find_enclave_binary
 
@@ -40,8 +41,6 @@ Array = np.ndarray[Any, Any]
 
 LIMIT = 1.05
 """Most that a served prediction may take, in times of one in an enclave alone."""
-
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def measure_sequential(seconds: float, threads: int | None, folder: Path) -> Seq
             enclave.run(inputs)
         request = enclave.sealed(inputs)
         before = server.seconds("vessels_predict_enclave_seconds")
-        server_cpu = _cpu_seconds(server.pid)
+        server_cpu = core_seconds(server.pid)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             inside_ms.append(_timed_ms(lambda: enclave.exchange(request)))
@@ -161,7 +160,7 @@ def measure_sequential(seconds: float, threads: int | None, folder: Path) -> Seq
             spent = time.process_time()
             served_ms.append(_timed_ms(lambda: client.predict("m", inputs)))
             client_cpu += time.process_time() - spent
-        server_cpu = _cpu_seconds(server.pid) - server_cpu
+        server_cpu = core_seconds(server.pid) - server_cpu
         after = server.seconds("vessels_predict_enclave_seconds")
     alone, inside, whole = map(statistics.median, (alone_ms, inside_ms, served_ms))
     return Sequential(
@@ -173,7 +172,7 @@ def measure_sequential(seconds: float, threads: int | None, folder: Path) -> Seq
 def measure_concurrent(seconds: float, clients: int, folder: Path) -> Concurrent:
     """magika's model of 2,048 bytes of a file, asked by ``clients`` at once."""
     sealed, key = folder / "m.vessel", folder / "m.key"
-    vessels.build(_magika(), sealed, key=key, shapes={"bytes": [1, 2048]})
+    vessels.build(magika_model(), sealed, key=key, shapes={"bytes": [1, 2048]})
     inputs = {"bytes": np.full((1, 2048), 101, np.int32)}
     with vessels.Enclave(sealed, key=key) as enclave:
         alone = [_timed_ms(lambda: enclave.run(inputs)) for _ in range(200)]
@@ -181,12 +180,12 @@ def measure_concurrent(seconds: float, clients: int, folder: Path) -> Concurrent
         latencies = asyncio.run(_ask(server, inputs, clients, 1.0))
         names = ("vessels_predict_waiting_seconds", "vessels_predict_enclave_seconds")
         before = [server.seconds(name) for name in names]
-        cpu = [_cpu_seconds(pid) for pid in (os.getpid(), server.pid, server.enclave)]
+        cpu = [core_seconds(pid) for pid in (os.getpid(), server.pid, server.enclave)]
         start = time.monotonic()
         latencies = asyncio.run(_ask(server, inputs, clients, seconds))
         taken = time.monotonic() - start
         spent = [
-            (_cpu_seconds(pid) - was) * 1e3 / len(latencies)
+            (core_seconds(pid) - was) * 1e3 / len(latencies)
             for pid, was in zip((os.getpid(), server.pid, server.enclave), cpu, strict=True)
         ]
         waiting, inside = (
@@ -227,19 +226,6 @@ def _mean_ms(before: tuple[float, float], after: tuple[float, float]) -> float:
     return (after[0] - before[0]) / (after[1] - before[1]) * 1e3
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def _magika() -> Path:
-    spec = importlib.util.find_spec("magika")
-    if spec is None or spec.origin is None:
-        raise SystemExit("magika is not installed: pip install magika")
-    [found] = Path(spec.origin).parent.glob("models/*/model.onnx")
-    return found
-
-
 def main(
     seconds: Annotated[float, typer.Option(help="Seconds of timing for each measurement.")] = 10.0,
     clients: Annotated[int, typer.Option(help="Concurrent clients of the small model.")] = 16,
@@ -278,4 +264,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    run_app(app)

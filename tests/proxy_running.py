@@ -1,4 +1,4 @@
-"""A proxy that runs in a thread of a test's own process."""
+"""A proxy that runs in a thread of a test's own process, and what its clients ask and check."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tritonclient.utils import np_to_triton_dtype
 
 from vessels.attestation import Policy
 from vessels.client import AsyncClient
@@ -46,3 +50,21 @@ def running_proxy(
     finally:
         loops[0].call_soon_threadsafe(ends[0])
         thread.join()
+
+
+def tensors(module: Any, arrays: dict[str, Any], **options: Any) -> list[Any]:
+    """Inputs of tritonclient's ``module``, of whichever of its APIs."""
+    made = []
+    for name, array in arrays.items():
+        tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array, **options)
+        made.append(tensor)
+    return made
+
+
+def check(result: Any, expected: dict[str, Any]) -> None:
+    """Its outputs are those, to the bit."""
+    for name, array in expected.items():
+        found = result.as_numpy(name)
+        assert found.dtype == array.dtype and found.shape == array.shape
+        assert np.array_equal(found, array)

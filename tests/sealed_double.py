@@ -10,11 +10,9 @@ import json
 import os
 import struct
 import sys
-import threading
 import urllib.parse
 from collections.abc import Callable
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import cbor2
@@ -27,6 +25,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey
 
 from tests.attestation import ENCLAVE, policy
+from tests.http_running import LocalServer, QuietHandler
 from vessels.attestation import Claims, Policy
 from vessels.attestation.simulation import Platform, SimulationRoot
 
@@ -145,14 +144,11 @@ class Enclave:
         return encode(1, describe(OUTPUTS), [outputs[name] for name, _, _ in OUTPUTS])
 
 
-class Host(ThreadingHTTPServer):
+class Host(LocalServer):
     """A host of model ``m``; everything it does wrong is switched on by a test."""
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.root = SimulationRoot.create(datetime.now(UTC))
         self.platform = Platform.create(self.root)
         self.digest = os.urandom(32)
@@ -176,10 +172,6 @@ class Host(ThreadingHTTPServer):
         """Another enclave, with another key."""
         self.enclave = Enclave(self.digest if digest is None else digest)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
     def policy(self, *others: bytes) -> Policy:
         """One that accepts this host's model, and ``others``."""
         digests = [d.hex() for d in (self.digest, *others)]
@@ -188,13 +180,7 @@ class Host(ThreadingHTTPServer):
         )
 
 
-def running(host: Host) -> threading.Thread:
-    thread = threading.Thread(target=host.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    return thread
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Host
     protocol_version = "HTTP/1.1"
 
@@ -205,11 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
             nonce = bytes.fromhex(urllib.parse.parse_qs(url.query)["nonce"][0])
             host.evidence_count += 1
             claims = Claims(SUITE, host.enclave.public_key, host.enclave.digest, nonce)
-            self._answer(
-                200, host.alter_evidence(host.platform.evidence(claims, ENCLAVE).encoded())
-            )
+            self.answer(200, host.alter_evidence(host.platform.evidence(claims, ENCLAVE).encoded()))
         elif url.path == "/v2/models/m/ready":
-            self._answer(200 if host.ready else 503, b"")
+            self.answer(200 if host.ready else 503, b"")
         else:
             self._refuse(404, "unknown_model")
 
@@ -223,23 +207,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path != "/vessels/v1/models/m/predict":
             self._refuse(404, "unknown_model")
         elif host.instead is not None:
-            self._answer(*host.instead)
+            self.answer(*host.instead)
         elif (answer := host.enclave.exchange(body)) is None:
             self._refuse(421, "not_opened")
         else:
-            self._answer(200, host.alter_answer(answer))
+            self.answer(200, host.alter_answer(answer))
 
     def _refuse(self, status: int, code: str) -> None:
-        self._answer(status, error_body(code))
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(status, error_body(code))
 
 
 def error_body(code: str, message: str = "what the host says") -> bytes:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import urllib.parse
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from tests.attestation import CLAIMS, SGX
 from tests.conftest import Sealed
+from tests.http_running import LocalServer, QuietHandler, running
 from vessels.attestation import Claims, Evidence, Kind, Policy, model_digest
 from vessels.attestation.fetch import evidence_url, fetch_evidence
 from vessels.attestation.simulation import Enclave, Platform, SimulationRoot
@@ -27,21 +26,17 @@ app.command()(attest.attest)
 app.add_typer(policy.app, name="policy")
 
 
-class Host(ThreadingHTTPServer):
+class Host(LocalServer):
     """A host of one simulated enclave, which answers with evidence for the nonce it is asked."""
 
     def __init__(self, digest: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.digest = digest
         self.platform = Platform.create(SimulationRoot.load_or_create())
         self.replayed: bytes | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Host
 
     def do_GET(self) -> None:
@@ -53,13 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         claims = Claims(CLAIMS.suite, CLAIMS.public_key, self.server.digest, nonce)
         enclave = Enclave.of_binary(find_enclave_binary())
         body = self.server.replayed or self.server.platform.evidence(claims, enclave).encoded()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(200, body)
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +62,8 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def host(sealed: Sealed, home: Path) -> Iterator[Host]:
-    server = Host(model_digest(sealed.vessel))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Host(model_digest(sealed.vessel))) as server:
+        yield server
 
 
 def run(*arguments: object) -> Result:

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.attestation import SGX, TDX, Recorded
+from tests.http_running import LocalServer, QuietHandler, running
 from vessels.attestation import INTEL, Collateral, CollateralFile, CollateralService, verify_quote
 from vessels.attestation.collateral import MAX_AGE, MAX_SIZE
 from vessels.attestation.folders import cache_folder, state_folder
 from vessels.errors import AttestationError
 
 
-class Pccs(ThreadingHTTPServer):
+class Pccs(LocalServer):
     """A PCCS that serves the recorded collateral of one quote, and counts what it is asked."""
 
     def __init__(self, recorded: Recorded) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.fields = json.loads(recorded.collateral_file.read_text())
         self.asked: list[str] = []
         self.broken = False
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Pccs
 
     def do_GET(self) -> None:
@@ -61,29 +56,18 @@ class _Handler(BaseHTTPRequestHandler):
             "rootcacrl": ("tcb_info_issuer_chain", "X-Unused", f["root_ca_crl"].encode()),
         }
         chain, header, body = answers[path.rsplit("/", 1)[1]]
-        self.send_response(500 if self.server.broken else 200)
-        self.send_header(header, urllib.parse.quote(f[chain]))
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        status = 500 if self.server.broken else 200
+        self.answer(status, body, **{header: urllib.parse.quote(f[chain])})
 
     def _signed(self, name: str, field: str) -> bytes:
         signature = self.server.fields[f"{field}_signature"]
         return f'{{"{name}":{self.server.fields[field]},"signature":"{signature}"}}'.encode()
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def pccs() -> Iterator[Pccs]:
-    server = Pccs(TDX)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Pccs(TDX)) as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.sealed_double import Host, compute, error_body, example_inputs, running
+from tests.http_running import running
+from tests.sealed_double import Host, compute, error_body, example_inputs
 from vessels import client_exchange
 from vessels.client import AsyncClient, AttestedModel, Client
 from vessels.client_exchange import Attest, refused
@@ -31,12 +32,8 @@ Array = np.ndarray[Any, Any]
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    server = Host()
-    thread = running(server)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Host()) as server:
+        yield server
 
 
 class Asynchronous:

@@ -15,7 +15,7 @@ import pytest
 
 import vessels
 from tests.conftest import Sealed
-from vessels.enclave_process import EnclaveProcess, find_enclave_binary
+from vessels.enclave import EnclaveProcess, find_enclave_binary
 from vessels.errors import EnclaveError, KeyFileError, RequestError, SealedError, UsageError
 from vessels.seal import load_key
 from vessels.sealed_messages import RequestSealer, seal_key

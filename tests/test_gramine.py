@@ -22,26 +22,27 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.conftest import Sealed
-from vessels import gramine
+from vessels import gramine, gramine_folder
 from vessels.cli.gramine import gramine as command
 from vessels.elf import linked_libraries, loaded_size
 from vessels.enclave import find_enclave_binary
 from vessels.errors import EnclaveError, OutputError, SealedError, UsageError
 from vessels.gramine import (
     GRAMINE_THREADS,
-    MIB,
-    PAGE_SIZE,
-    PROGRAM,
-    SIGNED_MANIFEST,
-    TEMPLATE,
     EnclavePlan,
     Part,
     enclave_parts,
+    plan_enclave,
+)
+from vessels.gramine_folder import (
+    PROGRAM,
+    SIGNED_MANIFEST,
+    TEMPLATE,
     launch_command,
     manifest_template,
-    plan_enclave,
     write_folder,
 )
+from vessels.ladder import MIB, PAGE_SIZE
 from vessels.seal import read_header
 
 RUNTIME = "/usr/lib/x86_64-linux-gnu/gramine/runtime/glibc"
@@ -342,7 +343,8 @@ def test_an_enclave_is_started_in_its_folder_with_its_model(
     shared, folder, tools = (tmp_path / n for n in ("shared", "enclave", "tools"))
     shared.mkdir()
     tools.mkdir()
-    monkeypatch.setattr(gramine, "SHARED_MEMORY", shared)
+    for module in (gramine, gramine_folder):
+        monkeypatch.setattr(module, "SHARED_MEMORY", shared)
     write_folder(plan, folder)
     with pytest.raises(EnclaveError, match=r"manifest\.sgx, .*\.sig is missing"):
         launch_command(folder, sealed.vessel)

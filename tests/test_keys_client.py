@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import socket
 import threading
@@ -16,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pyhpke import OpenError
 
+from tests.http_running import LocalServer, QuietHandler, running
 from tests.keys import DIGEST, KEY, Attester, listening, policy_of
 from tests.test_keys_release import Keys, opened
 from vessels.attestation import Evidence, Verifier
@@ -128,34 +128,18 @@ Answer = tuple[int, bytes]
 def answering(answers: Callable[[str], Answer]) -> Iterator[str]:
     """Something on a port that answers each path as ``answers`` says."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             status, body = answers(self.path.removeprefix(PREFIX + "/"))
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Location", "http://127.0.0.1:1/")
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                self.wfile.write(body)
+            self.answer(status, body, Location="http://127.0.0.1:1/")
 
         do_POST = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(LocalServer(Handler)) as server:
+        yield server.url
 
 
 def error(code: str, message: str = "why") -> bytes:

@@ -161,7 +161,7 @@ def test_misuse(rules: Path, sealed: Sealed, tmp_path: Path) -> None:
         ((*options, "--pccs", "http://x", "--collateral", "y"), 2, "not both"),
         ((*options, "--listen", "8090"), 2, "is no address to listen on"),
         ((*options, "--listen", "192.0.2.1:8090"), 8, "cannot listen on 192.0.2.1:8090"),
-        ((*options, "--log", "xml"), 2, "write text or json"),
+        ((*options, "--log", "xml"), 2, "json or text"),
         (("--policy", rules, "--key", f"x={sealed.key}"), 2, "accepts no model 'x'"),
         (("--policy", rules, "--store", tmp_path / "s"), 5, "there is no key store"),
         (("--policy", tmp_path / "none"), 2, "cannot read policy"),

@@ -23,8 +23,9 @@ from tests.test_load import serving
 from vessels.attestation import model_digest
 from vessels.cli import app
 from vessels.errors import UsageError
-from vessels.gramine import MIB, PAGE_SIZE, epc_size, plan_enclave
+from vessels.gramine import epc_size, plan_enclave
 from vessels.kubernetes import Cluster, Deployed, as_yaml, deployed, manifests, quantity
+from vessels.ladder import MIB, PAGE_SIZE
 
 KEYS = "https://owner.example:8443"
 VERSIONS = ("1.27", "1.31", kubernetes_validate.latest_version())

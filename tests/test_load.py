@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from benchmarks.load.arrivals import parse_mix, poisson, read_trace
 from benchmarks.load.outcomes import OK, WRONG, Outcome, by_model, summary
 from benchmarks.load.sealed import Question, close
 from tests.conftest import ROOT, Sealed
+from tests.http_running import LocalServer, QuietHandler, running
 from tests.serving import PATIENCE, until
 from vessels.attestation import model_digest
 from vessels.attestation.simulation import Enclave, SimulationRoot
@@ -148,7 +148,7 @@ def test_no_request_waits_for_the_answer_to_another() -> None:
     all_here = threading.Barrier(count)
     heads: list[dict[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
@@ -156,28 +156,13 @@ def test_no_request_waits_for_the_answer_to_another() -> None:
             heads.append(dict(self.headers))
             # Nobody is answered before all have asked.
             all_here.wait(PATIENCE)
-            body = b'{"error": {"code": "overloaded", "message": "."}}'
-            self.send_response(429)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(429, b'{"error": {"code": "overloaded", "message": "."}}')
 
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 256
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", _ASK, f"http://127.0.0.1:{server.server_port}"],
-                capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT,
-            )  # fmt: skip
-        finally:
-            server.shutdown()
+    with running(LocalServer(Handler)) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK, server.url],
+            capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
     assert [kind for kind, _, _ in outcomes] == ["429 overloaded"] * count

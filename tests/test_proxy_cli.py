@@ -16,7 +16,8 @@ import tritonclient.grpc
 from typer.testing import CliRunner
 
 from tests.attestation import ENCLAVE, policy_text
-from tests.sealed_double import Host, example_inputs, running
+from tests.http_running import running
+from tests.sealed_double import Host, example_inputs
 from tests.test_proxy_rest import INFER, as_json
 from vessels.cli import app
 from vessels.errors import UsageError
@@ -25,12 +26,8 @@ from vessels.proxy.run import check_local
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    server = Host()
-    thread = running(server)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Host()) as server:
+        yield server
 
 
 @pytest.fixture

@@ -15,20 +15,17 @@ import tritonclient.grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tests.proxy_running import running_proxy
-from tests.sealed_double import Host, compute, error_body, example_inputs, running
+from tests.http_running import running
+from tests.proxy_running import check, running_proxy, tensors
+from tests.sealed_double import Host, compute, error_body, example_inputs
 from vessels import __version__
 from vessels.proxy.run import Addresses
 
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    server = Host()
-    thread = running(server)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Host()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -41,22 +38,6 @@ def proxy(host: Host) -> Iterator[Addresses]:
 def client(proxy: Addresses) -> Iterator[Any]:
     with tritonclient.grpc.InferenceServerClient(proxy.grpc) as client:
         yield client
-
-
-def tensors(module: Any, arrays: dict[str, Any]) -> list[Any]:
-    made = []
-    for name, array in arrays.items():
-        tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(array)
-        made.append(tensor)
-    return made
-
-
-def check(result: Any, expected: dict[str, Any]) -> None:
-    for name, array in expected.items():
-        found = result.as_numpy(name)
-        assert found.dtype == array.dtype and found.shape == array.shape
-        assert np.array_equal(found, array)
 
 
 def test_health_and_metadata(client: Any, host: Host) -> None:

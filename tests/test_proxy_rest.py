@@ -16,8 +16,9 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tests.proxy_running import running_proxy
-from tests.sealed_double import Host, compute, error_body, example_inputs, running
+from tests.http_running import running
+from tests.proxy_running import check, running_proxy, tensors
+from tests.sealed_double import Host, compute, error_body, example_inputs
 from vessels import __version__
 from vessels.proxy.run import Addresses
 
@@ -27,12 +28,8 @@ INFER = "/v2/models/m/infer"
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    server = Host()
-    thread = running(server)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Host()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -52,22 +49,6 @@ def client(proxy: Addresses) -> Iterator[Any]:
 def web(proxy: Addresses) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=proxy.rest, timeout=30) as client:
         yield client
-
-
-def tensors(module: Any, arrays: dict[str, Any], *, binary: bool = True) -> list[Any]:
-    made = []
-    for name, array in arrays.items():
-        tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(array, binary_data=binary)
-        made.append(tensor)
-    return made
-
-
-def check(result: Any, expected: dict[str, Any]) -> None:
-    for name, array in expected.items():
-        found = result.as_numpy(name)
-        assert found.dtype == array.dtype and found.shape == array.shape
-        assert np.array_equal(found, array)
 
 
 def test_health_and_metadata(client: Any, host: Host) -> None:
@@ -100,7 +81,7 @@ def test_predictions(
             for name in expected
         ]
     result = client.infer(
-        "m", tensors(tritonclient.http, inputs, binary=binary_inputs), outputs=outputs,
+        "m", tensors(tritonclient.http, inputs, binary_data=binary_inputs), outputs=outputs,
         request_id="seven",
     )  # fmt: skip
     check(result, expected)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.http_running import LocalServer, QuietHandler, running
 from vessels import secrecy
 from vessels.errors import VesselsError
 from vessels.secrecy import (
@@ -118,28 +117,19 @@ def test_files_at_any_depth(tmp_path: Path) -> None:
     assert (found.size, found.counts) == (15, {"s": 1})
 
 
-class _Echo(BaseHTTPRequestHandler):
+class _Echo(QuietHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body[::-1])
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(200, body[::-1])
 
 
 def test_a_relay_passes_on_and_records_both_ways() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     body = os.urandom(300_000)
-    with Relay("127.0.0.1", server.server_address[1]) as relay:
+    with running(LocalServer(_Echo)) as server, Relay("127.0.0.1", server.server_port) as relay:
         for _ in range(2):
             with urllib.request.urlopen(relay.url, data=body, timeout=20) as answer:
                 assert answer.read() == body[::-1]
         found = relay.search([Marker("sent", body), Marker("answered", body[::-1])])
         assert found.counts == {"sent": 2, "answered": 2}
         assert len(relay.recorded()) == 4
-    server.shutdown()
-    server.server_close()
     assert search(b"".join(relay.recorded()), [Marker("other", os.urandom(16))]).total == 0

@@ -13,7 +13,8 @@ from tests.conftest import Sealed
 from vessels.attestation import Evidence, Kind
 from vessels.enclave import EnclaveClaims
 from vessels.errors import EnclaveError
-from vessels.gramine import SIGNED_MANIFEST, manifest_template, plan_enclave
+from vessels.gramine import plan_enclave
+from vessels.gramine_folder import SIGNED_MANIFEST, manifest_template
 from vessels.ladder import Ladder
 from vessels.schedule.model import Machine, Shape
 from vessels.seal import read_header

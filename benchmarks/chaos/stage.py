@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import onnx
 import vessels
 from benchmarks import zoo
 from benchmarks.load.sealed import Question, Tensors
+from benchmarks.machine import magika_model
 from vessels.attestation import Policy, model_digest
 from vessels.attestation.simulation import Enclave, SimulationRoot
 from vessels.attestation.template import new_policy
@@ -104,20 +104,12 @@ def build(folder: Path, texts: Sequence[str], *, seed: int) -> Stage:
 
 def _onnx(file: Path, text: str, seed: int) -> Path:
     if text == _MAGIKA:
-        return _magika()
+        return magika_model()
     network, _, pixels = text.partition(":")
     if network not in zoo.NAMES or not pixels.isdecimal():
         raise UsageError(f"model {text!r}: write NETWORK:PIXELS of the zoo, or {_MAGIKA}.")
     onnx.save(zoo.build(network, seed, int(pixels)), file)
     return file
-
-
-def _magika() -> Path:
-    spec = importlib.util.find_spec("magika")
-    if spec is None or spec.origin is None:
-        raise UsageError("magika is not installed: pip install magika")
-    [found] = Path(spec.origin).parent.glob("models/*/model.onnx")
-    return found
 
 
 def _questions(file: Path, ports: Sequence[Port], seed: int) -> list[Question]:

@@ -18,9 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import kept, zoo
 from benchmarks.evaluation.result import Result
-from vessels.enclave import find_enclave_binary
+from vessels.binaries import find_emulator_binary, find_enclave_binary
 from vessels.errors import EmulatorError
-from vessels.study.emulator import find_emulator_binary
 from vessels.study.report import write as write_report
 from vessels.study.study import DEFAULT_EPC_SIZE, study
 
@@ -33,10 +32,10 @@ NETWORKS = (
 _UNRELATED = frozenset(
     [
         "attestation", "cli", "client.py", "client_exchange.py", "client_http.py", "cluster",
-        "demo.py", "demo_serving.py", "draw.py", "drawing.py", "elf.py", "gramine.py", "keys",
-        "kubernetes", "listening.py", "listening_protocol.py", "maps.py", "network_plots.py",
-        "plots.py", "predict_headers.py", "proxy", "report.py", "schedule", "secrecy.py", "serve",
-        "svg.py", "tables.py", "top.py", "wording.py",
+        "demo.py", "demo_serving.py", "draw.py", "drawing.py", "elf.py", "gramine.py",
+        "gramine_folder.py", "keys", "kubernetes", "listening.py", "listening_protocol.py",
+        "maps.py", "network_plots.py", "plots.py", "predict_headers.py", "proxy", "report.py",
+        "schedule", "secrecy.py", "serve", "svg.py", "tables.py", "top.py", "wording.py",
     ]
 )  # fmt: skip
 """Code that shows results, or is not run by a study, and so cannot change what it finds."""

@@ -16,8 +16,7 @@ from benchmarks import kept, zoo
 from benchmarks.serving_evaluation.models import Models
 from benchmarks.serving_evaluation.served import Served, served
 from benchmarks.serving_evaluation.systems import Settings, System
-from vessels.enclave import find_enclave_binary
-from vessels.study.emulator import find_emulator_binary
+from vessels.binaries import find_emulator_binary, find_enclave_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWING = frozenset(["__main__.py", "claims.py", "page.py", "plot.py", "overload_page.py"])

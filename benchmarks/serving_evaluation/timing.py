@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.load.sealed import made_up
+from benchmarks.machine import core_seconds
 from benchmarks.serving_evaluation.emulated import Emulated
 from benchmarks.serving_evaluation.models import client_policy
 from benchmarks.serving_evaluation.result import RunTimes, Timing
@@ -101,7 +101,7 @@ class _Started:
         self._process.give_key(sealed)
         self.start_seconds = time.perf_counter() - begin
         own = time.process_time() - before
-        self.start_core_seconds = own + _core_seconds(self._process.pid)
+        self.start_core_seconds = own + core_seconds(self._process.pid)
         self._inputs = made_up(Port.of(build.header.inputs), seed=1)
         self._sealer = RequestSealer(claims.public_key, claims.model_digest)
         self._request = self._sealer.seal_predict(self._inputs)[0]
@@ -152,9 +152,3 @@ def repeated(call: Callable[[], float], seconds: float) -> list[float]:
     while len(found) < 3 or time.perf_counter() < end:
         found.append(call())
     return found
-
-
-def _core_seconds(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

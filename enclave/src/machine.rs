@@ -1,130 +1,19 @@
 //! The machine: a validated program with its pool and its threads, ready to run.
 
-use crate::kernels::{self, Isa};
+mod engine;
+
+use crate::kernels::Isa;
 use crate::layout::Placed;
 use crate::pool::{MapMemory, Pool, anonymous};
-use crate::program::{ALIGNMENT, Instruction, View};
+use crate::program::{ALIGNMENT, View};
 use crate::refusal::Refusal;
 use crate::sealed::Parameters;
-use crate::slots::{Batch, Slots};
-use crate::stream::Stream;
+use crate::slots::Slots;
 use crate::team::{Team, Worker};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+pub use engine::Context;
+use engine::Engine;
 use std::hint;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
-
-/// More of a worker's stack than any kernel takes, and half of it all: `map` keeps 128 KiB there.
-const SCRUBBED_SIZE: usize = 256 << 10;
-/// Bytes that a worker zeros at a time after a run.
-const WIPED_SIZE: u64 = 256 << 10;
-
-/// What a kernel works with; each worker has its own.
-pub struct Context<'a> {
-    pub pool: &'a Pool,
-    pub batch: &'a Batch<'a>,
-    pub worker: &'a Worker<'a>,
-    pub stream: &'a mut Stream<'a>,
-    pub isa: Isa,
-}
-
-/// What all workers share.
-struct Engine {
-    pool: Pool,
-    slots: Slots,
-    program: Placed,
-    parameters: Parameters,
-    isa: Isa,
-    timed: AtomicBool,
-    loaded: Instant,
-    /// When the last timed run began, and when each of its instructions was over, as the first
-    /// worker to go on from it saw; nanoseconds since `loaded`.
-    began: AtomicU64,
-    ends: Vec<AtomicU64>,
-    /// Why the run failed: the first reason given.
-    refusal: Mutex<Option<Refusal>>,
-    /// Whether the test that counts allocations watches this engine's workers.
-    #[cfg(test)]
-    watched: AtomicBool,
-}
-
-impl Engine {
-    fn refuse(&self, refusal: Refusal) {
-        self.refusal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(refusal);
-    }
-
-    /// One worker's part of a run: every instruction in order; each ends when all its work is done.
-    fn work(&self, worker: &Worker<'_>) {
-        #[cfg(test)]
-        if self.watched.load(Ordering::Relaxed) {
-            tests::watch();
-        }
-        let mut stream = Stream::new(&self.pool, &self.program, &self.parameters, worker.index());
-        let batch = self.slots.batch(&self.pool);
-        let mut cx = Context {
-            pool: &self.pool,
-            batch: &batch,
-            worker,
-            stream: &mut stream,
-            isa: self.isa,
-        };
-        let timed = self.timed.load(Ordering::Relaxed);
-        for (instruction, end) in self.program.instructions.iter().zip(&self.ends) {
-            if let Err(refusal) = dispatch(instruction, &mut cx) {
-                self.refuse(refusal);
-                worker.fail();
-                return;
-            }
-            if worker.failed() {
-                return;
-            }
-            if timed {
-                end.fetch_min(self.now(), Ordering::Relaxed);
-            }
-        }
-        self.wipe_arenas(worker, &batch);
-    }
-
-    /// Zeros what the run computed between its inputs and its outputs: from its end to its start,
-    /// where the next run begins, so that a paged arena is not swapped once more for it.
-    #[allow(unsafe_code)]
-    fn wipe_arenas(&self, worker: &Worker<'_>, batch: &Batch<'_>) {
-        let layout = &self.program.layout;
-        let pieces = layout.arena_size.div_ceil(WIPED_SIZE);
-        for item in worker.share(batch.count() * pieces as usize) {
-            let (slot, piece) = (item as u64 / pieces, item as u64 % pieces);
-            let start = (pieces - 1 - piece) * WIPED_SIZE;
-            let size = WIPED_SIZE.min(layout.arena_size - start);
-            let offset = layout.io_size + start + batch.shift(slot as usize) as u64;
-            // SAFETY: the piece lies in the arena of a slot of the run, whose instructions are
-            // all done, and is this worker's alone.
-            wipe(unsafe { self.pool.bytes_mut(offset, size) });
-        }
-    }
-
-    /// Nanoseconds since the machine was loaded.
-    fn now(&self) -> u64 {
-        self.loaded.elapsed().as_nanos() as u64
-    }
-}
-
-fn dispatch(instruction: &Instruction, cx: &mut Context) -> Result<(), Refusal> {
-    match instruction {
-        Instruction::Load(i) => kernels::load::run(i, cx),
-        Instruction::Conv(i) => kernels::conv::run(i, cx),
-        Instruction::Winograd(i) => kernels::winograd::run(i, cx),
-        Instruction::Depthwise(i) => kernels::depthwise::run(i, cx),
-        Instruction::MatMul(i) => kernels::matmul::run(i, cx),
-        Instruction::Pool(i) => kernels::pool::run(i, cx),
-        Instruction::Map(i) => kernels::map::run(i, cx),
-        Instruction::Reduce(i) => kernels::reduce::run(i, cx),
-        Instruction::Copy(i) => kernels::copy::run(i, cx),
-        Instruction::Gather(i) => kernels::gather::run(i, cx),
-    }
-}
+use std::sync::Arc;
 
 /// A loaded model.
 pub struct Machine {
@@ -190,33 +79,12 @@ impl Machine {
         let messages = Messages::new(&program, slots.count(), message_size)?;
         let pool = Pool::new(slots.pool_size()?, map)?;
         load_resident(&pool, &program, &parameters)?;
-        let ends = program
-            .instructions
-            .iter()
-            .map(|_| AtomicU64::new(0))
-            .collect();
         let thread_count = program.layout.thread_count as usize;
-        let engine = Arc::new(Engine {
-            pool,
-            slots,
-            program,
-            parameters,
-            isa,
-            timed: AtomicBool::new(false),
-            loaded: Instant::now(),
-            began: AtomicU64::new(0),
-            ends,
-            refusal: Mutex::new(None),
-            #[cfg(test)]
-            watched: AtomicBool::new(false),
-        });
+        let engine = Arc::new(Engine::new(pool, slots, program, parameters, isa));
         let worker_engine = Arc::clone(&engine);
         let team = Team::start(
             thread_count,
-            Arc::new(move |w: &Worker| {
-                worker_engine.work(w);
-                scrub_stack();
-            }),
+            Arc::new(move |w: &Worker| worker_engine.work(w)),
         )?;
         Ok(Machine {
             engine,
@@ -320,26 +188,11 @@ impl Machine {
     /// Runs the program on the inputs read into the slots whose bits are set in `used`. If it
     /// fails, it does so for all of them, and leaves in them what it had computed.
     pub fn run(&mut self, used: u64, timed: bool) -> Result<(), Refusal> {
-        self.engine.slots.begin(used);
-        self.engine.timed.store(timed, Ordering::Relaxed);
-        if timed {
-            self.engine
-                .began
-                .store(self.engine.now(), Ordering::Relaxed);
-            for end in &self.engine.ends {
-                end.store(u64::MAX, Ordering::Relaxed);
-            }
-        }
+        self.engine.begin(used, timed);
         if self.team.run() {
             return Ok(());
         }
-        let refusal = self
-            .engine
-            .refusal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        Err(refusal.unwrap_or(Refusal::Abandoned))
+        Err(self.engine.take_refusal())
     }
 
     /// The length of the dimension outside of which an index of this slot lay in the last run,
@@ -350,13 +203,7 @@ impl Machine {
 
     /// Nanoseconds each instruction of the last timed run took.
     pub fn times(&self) -> impl Iterator<Item = u64> {
-        let mut last = self.engine.began.load(Ordering::Relaxed);
-        self.engine.ends.iter().map(move |end| {
-            let end = end.load(Ordering::Relaxed);
-            let time = end.saturating_sub(last);
-            last = end;
-            time
-        })
+        self.engine.times()
     }
 }
 
@@ -371,12 +218,6 @@ enum Way {
 pub fn wipe(bytes: &mut [u8]) {
     bytes.fill(0);
     hint::black_box(bytes);
-}
-
-/// Zeros the stack beyond the caller's, where kernels have left pieces of what they computed.
-#[inline(never)]
-fn scrub_stack() {
-    hint::black_box(&mut [0u8; SCRUBBED_SIZE]);
 }
 
 /// Bytes of a dense, validated view.

@@ -11,7 +11,6 @@ import asyncio
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vessels.attestation import (
@@ -32,6 +31,7 @@ from vessels.client_exchange import (
     Work,
 )
 from vessels.client_http import AsyncHttp, Http
+from vessels.closing import Closing
 from vessels.enclave import Array
 
 __all__ = ["AsyncClient", "AttestedModel", "Client"]
@@ -66,7 +66,7 @@ class _Base:
         return self._verifier.verify(step.evidence, nonce=step.nonce, model=step.model)
 
 
-class Client(_Base):
+class Client(_Base, Closing):
     """A client of the server at ``url``; a context manager, for any number of threads.
 
     ``policy`` says which enclaves and models are accepted, under which names; a name is that of
@@ -124,17 +124,6 @@ class Client(_Base):
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self, work: Work[T]) -> T:
         """Do all steps of ``work``."""
@@ -219,12 +208,7 @@ class AsyncClient(_Base):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _run(self, work: Work[T]) -> T:

@@ -9,18 +9,12 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
-from vessels.enclave_process import (
-    Array,
-    EnclaveClaims,
-    EnclaveProcess,
-    Ready,
-    find_enclave_binary,
-)
+from vessels.binaries import find_enclave_binary
+from vessels.closing import Closing
+from vessels.enclave_process import Array, EnclaveClaims, EnclaveProcess, Ready
 from vessels.errors import EnclaveError, RequestError, UsageError
 from vessels.memory import EnclaveMemory
 from vessels.ports import Port
@@ -48,7 +42,7 @@ SIMULATION_NOTICE = (
 _NONCE_SIZE = 32
 
 
-class Enclave:
+class Enclave(Closing):
     """A running enclave process with one sealed model, in this program's own hands.
 
     ``key`` is the 32-byte model key or a key file. ``threads`` may be fewer than the model was
@@ -158,17 +152,6 @@ class Enclave:
     def close(self) -> None:
         """End the process; harmless when it has ended already."""
         self._process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def checked_inputs(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> list[Array]:

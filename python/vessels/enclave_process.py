@@ -7,26 +7,24 @@ trusted. ``docs/protocol.md`` specifies what goes over the wire.
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import os
 import signal
-import socket
 import struct
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import cbor2
 import numpy as np
 
+from vessels.binaries import find_enclave_binary
+from vessels.closing import Closing
+from vessels.enclave_wire import Kind, Wire
 from vessels.errors import (
     EnclaveError,
     KeyFileError,
@@ -35,6 +33,8 @@ from vessels.errors import (
     UsageError,
     VesselsError,
 )
+from vessels.ladder import MAX_SLOTS
+from vessels.lifeline import Lifeline
 from vessels.memory import EnclaveMemory, EnclaveMemoryFiles
 from vessels.seal import read_header
 from vessels.sealed_messages import response_size
@@ -43,29 +43,8 @@ log = logging.getLogger("vessels")
 
 Array = np.ndarray[Any, Any]
 
-MAX_SLOTS = 64
-"""Most slots of an enclave."""
-
-_FRAME = struct.Struct("<IQ")
-_SOCKET_BUFFER_SIZE = 4 << 20
 _CLOSE_TIMEOUT_SECONDS = 5.0
 _MAX_SMALL_FRAME_SIZE = 1 << 20
-
-
-class _Kind(enum.IntEnum):
-    """Frame kinds of docs/protocol.md."""
-
-    KEY = 1
-    RUN = 2
-    RUN_TIMED = 3
-    EVIDENCE = 4
-    BATCH = 5
-    READY = 16
-    RESULT = 17
-    TIMES = 18
-    ERROR = 19
-    CLAIMS = 20
-
 
 _REFUSALS: Mapping[str, type[VesselsError]] = {
     "key": KeyFileError,
@@ -109,47 +88,15 @@ class EnclaveClaims:
     quote: bytes | None
 
 
-def find_enclave_binary() -> Path:
-    """The ``vessels-enclave`` binary: ``$VESSELS_ENCLAVE``, or the one installed with the package.
-
-    Raises :class:`EnclaveError` when there is none.
-    """
-    name = "vessels-enclave" + (sysconfig.get_config_var("EXE") or "")
-    if chosen := os.environ.get("VESSELS_ENCLAVE"):
-        path = Path(chosen)
-        if not path.is_file():
-            raise EnclaveError(
-                f"VESSELS_ENCLAVE names {path}, which is no file. "
-                "Build it with `make build`, or unset the variable."
-            )
-        return path
-    user_scheme = sysconfig.get_preferred_scheme("user")
-    folders = [
-        Path(sysconfig.get_path("scripts")),
-        Path(sys.prefix) / "bin",
-        Path(sysconfig.get_path("scripts", scheme=user_scheme)),
-        # `pip install --target`
-        Path(__file__).parent.parent / "bin",
-    ]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    looked = ", ".join(dict.fromkeys(str(f) for f in folders))
-    raise EnclaveError(
-        f"{name} was not found in {looked}. Install the package with pip, "
-        "or build the binary with `make build` and name it in VESSELS_ENCLAVE."
-    )
-
-
-class EnclaveProcess:
+class EnclaveProcess(Closing):
     """A running enclave process with one sealed model; a context manager.
 
-    It is the host's side: what it passes on is sealed. ``threads`` may be fewer than the model was
-    planned for. ``slots`` is how many requests one batch may have. ``rung`` is the model's plan
-    to use, if not its default. ``command`` is what to start instead of the enclave binary: a
-    program, and what comes before the enclave's own arguments. ``backend`` is ``simulation``,
-    ``gramine`` or ``native``; the enclave finds out whether it runs under Gramine if it is not
-    given.
+    It is the host's side: what it passes on is sealed. The process ends with this one, also when
+    that is killed. ``threads`` may be fewer than the model was planned for. ``slots`` is how many
+    requests one batch may have. ``rung`` is the model's plan to use, if not its default.
+    ``command`` is what to start instead of the enclave binary: a program, and what comes before
+    the enclave's own arguments. ``backend`` is ``simulation``, ``gramine`` or ``native``; the
+    enclave finds out whether it runs under Gramine if it is not given.
 
     Any thread may ask; one is answered at a time. Whatever fails but a refused request ends the
     process, and raises :class:`SealedError` (the model was altered), :class:`KeyFileError` (a
@@ -174,7 +121,6 @@ class EnclaveProcess:
         self._threads = threads
         self._slots = slots
         outputs = read_header(self.path).outputs
-        self._largest_frame = max(_MAX_SMALL_FRAME_SIZE, response_size(outputs))
         command = [*(command or [str(find_enclave_binary())]), "--model", str(self.path)]
         if threads is not None:
             command += ["--threads", str(threads)]
@@ -184,33 +130,28 @@ class EnclaveProcess:
             command += ["--rung", str(rung)]
         if backend is not None:
             command += ["--backend", backend]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_SIZE)
-        self._socket = ours
+        self._wire = Wire(max(_MAX_SMALL_FRAME_SIZE, response_size(outputs)))
         # One exchange at a time on the wire, however many threads ask.
         self._turn = threading.Lock()
         # What the process says to people; shown only when it fails.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._doing = "opening the model"
         try:
-            self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors
-            )
+            with self._wire.theirs as theirs:
+                self._life = Lifeline(command, stdin=theirs, stdout=theirs, stderr=self._errors)
         except OSError as error:
-            ours.close()
+            self._wire.close()
             self._errors.close()
             raise EnclaveError(f"cannot start {command[0]}: {error.strerror or error}.") from error
-        finally:
-            theirs.close()
+        self._process = self._life.process
         # It closes itself to others when it is first spoken to.
         self._memory = EnclaveMemoryFiles(self._process.pid)
 
     def claims(self, nonce: bytes) -> EnclaveClaims:
         """What the enclave says of itself, with a fresh quote for ``nonce`` where there is one."""
         with self._exchange("evidence"):
-            self._send(_Kind.EVIDENCE, nonce)
-            found = EnclaveClaims(*cbor2.loads(self._receive(_Kind.CLAIMS)))
+            self._wire.send(Kind.EVIDENCE, nonce)
+            found = EnclaveClaims(*cbor2.loads(self._receive(Kind.CLAIMS)))
         if found.nonce != nonce:
             raise EnclaveError("the enclave's claims are for another nonce.")
         return found
@@ -218,8 +159,8 @@ class EnclaveProcess:
     def give_key(self, sealed: bytes) -> Ready:
         """Unlock the model with its key, sealed for this enclave; then it answers requests."""
         with self._exchange("opening the model"):
-            self._send(_Kind.KEY, sealed)
-            ready = Ready(*cbor2.loads(self._receive(_Kind.READY)))
+            self._wire.send(Kind.KEY, sealed)
+            ready = Ready(*cbor2.loads(self._receive(Kind.READY)))
         if self._threads is not None and ready.thread_count < self._threads:
             log.warning(
                 "%s has room for %d threads, not %d: build it with more",
@@ -236,8 +177,8 @@ class EnclaveProcess:
         Raises :class:`RequestError` for one that the enclave cannot open; it stays usable.
         """
         with self._exchange("a prediction"):
-            self._send(_Kind.RUN, sealed)
-            return self._receive(_Kind.RESULT)
+            self._wire.send(Kind.RUN, sealed)
+            return self._receive(Kind.RESULT)
 
     def exchange_timed(self, sealed: bytes) -> tuple[bytes, Array | None]:
         """As :meth:`exchange`, and the nanoseconds of each instruction (uint64, ``[instruction]``).
@@ -245,11 +186,11 @@ class EnclaveProcess:
         There are no times where nothing was run to its end.
         """
         with self._exchange("a prediction"):
-            self._send(_Kind.RUN_TIMED, sealed)
-            kind, payload = self._receive_any(_Kind.TIMES, _Kind.RESULT)
-            if kind == _Kind.RESULT:
+            self._wire.send(Kind.RUN_TIMED, sealed)
+            kind, payload = self._receive_any(Kind.TIMES, Kind.RESULT)
+            if kind == Kind.RESULT:
                 return payload, None
-            return self._receive(_Kind.RESULT), np.frombuffer(payload, dtype="<u8")
+            return self._receive(Kind.RESULT), np.frombuffer(payload, dtype="<u8")
 
     def exchange_batch(self, sealed: Sequence[bytes]) -> list[bytes | RequestError]:
         """The sealed answers to sealed requests that are run together, in their order.
@@ -263,13 +204,13 @@ class EnclaveProcess:
             return []
         with self._exchange("a prediction"):
             if len(sealed) > 1:
-                self._send(_Kind.BATCH, struct.pack("<I", len(sealed)))
+                self._wire.send(Kind.BATCH, struct.pack("<I", len(sealed)))
             for request in sealed:
-                self._send(_Kind.RUN, request)
+                self._wire.send(Kind.RUN, request)
             answers: list[bytes | RequestError] = []
             for _ in sealed:
                 try:
-                    answers.append(self._receive(_Kind.RESULT))
+                    answers.append(self._receive(Kind.RESULT))
                 except RequestError as error:
                     # A whole answer: what follows is awaited as after any other.
                     self._refused = False
@@ -291,25 +232,15 @@ class EnclaveProcess:
 
     def close(self) -> None:
         """End the process; harmless when it has ended already."""
-        self._socket.close()
+        self._wire.close()
         self._memory.close()
         try:
             self._process.wait(_CLOSE_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._life.close()
         self._errors.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def _exchange(self, doing: str) -> Iterator[None]:
@@ -332,51 +263,32 @@ class EnclaveProcess:
                 self.close()
                 raise
 
-    def _send(self, kind: _Kind, payload: bytes) -> None:
-        # A process that refuses or dies stops reading: what it said is still to be received.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.sendall(_FRAME.pack(kind, len(payload)))
-            self._socket.sendall(payload)
-
-    def _receive(self, kind: _Kind) -> bytes:
+    def _receive(self, kind: Kind) -> bytes:
         return self._receive_any(kind)[1]
 
-    def _receive_any(self, *expected: _Kind) -> tuple[_Kind, bytes]:
+    def _receive_any(self, *expected: Kind) -> tuple[Kind, bytes]:
         """The next frame, which must be of an expected kind; an ERROR raises what it tells."""
-        header = bytearray(_FRAME.size)
-        self._receive_into(memoryview(header))
-        kind, length = _FRAME.unpack(header)
-        if kind not in (*expected, _Kind.ERROR):
-            due = " or ".join(k.name for k in expected)
-            self._broken(f"frame kind {kind} where {due} was due")
-        if length > self._largest_frame:
-            self._broken(f"a frame of {length} bytes")
-        payload = bytearray(length)
-        self._receive_into(memoryview(payload))
-        if kind == _Kind.ERROR:
+        try:
+            kind, payload = self._wire.receive(*expected, Kind.ERROR)
+        except EOFError:
+            raise self._death() from None
+        except ValueError as error:
+            self._broken(str(error))
+        if kind == Kind.ERROR:
             code, message = cbor2.loads(payload)
             self._refused = code in _GOES_ON
             refusal = _REFUSALS.get(code, EnclaveError)
             raise refusal(f"the enclave refused {self._doing} of {self.path} ({code}): {message}")
-        return _Kind(kind), bytes(payload)
-
-    def _receive_into(self, buffer: memoryview) -> None:
-        while buffer:
-            try:
-                count = self._socket.recv_into(buffer)
-            except ConnectionResetError:
-                count = 0
-            if count == 0:
-                self._died()
-            buffer = buffer[count:]
+        return kind, payload
 
     def _broken(self, what: str) -> NoReturn:
         raise EnclaveError(
             f"the enclave process broke the protocol during {self._doing}: {what}. "
             "Are the package and the binary of the same version?"
-        )
+        ) from None
 
-    def _died(self) -> NoReturn:
+    def _death(self) -> EnclaveError:
+        """How the process ended, and what it said last."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_TIMEOUT_SECONDS)
         code = self._process.returncode
@@ -389,7 +301,7 @@ class EnclaveProcess:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
         tail = f" It last said: {' / '.join(said)}" if said else ""
-        raise EnclaveError(
+        return EnclaveError(
             f"the enclave process {how} during {self._doing} of {self.path}; there is no result."
             f"{tail}"
         )

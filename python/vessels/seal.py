@@ -6,13 +6,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import os
 import secrets
-import stat
 import struct
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vessels.decode import decode_program, encode_program
-from vessels.errors import KeyFileError, OutputError, SealedError
+from vessels.errors import KeyFileError, SealedError
 from vessels.files import write_whole
 from vessels.header import (
     BUILD_ID_SIZE,
@@ -37,6 +34,7 @@ from vessels.header import (
     ladder_problem,
 )
 from vessels.program import ALIGNMENT, Chunk, Program
+from vessels.secret_files import create_secret, read_secret
 
 if TYPE_CHECKING:
     from vessels.plan import Plan
@@ -47,6 +45,7 @@ KEY_SIZE = 32
 PREFIX = struct.Struct("<8sII")
 MAX_HEADER_SIZE = 1 << 20
 MAX_PROGRAM_SIZE = 1 << 28
+_MAX_KEY_FILE_SIZE = 1 << 12
 
 
 def create_key(path: Path, key: bytes | None = None) -> bytes:
@@ -56,22 +55,7 @@ def create_key(path: Path, key: bytes | None = None) -> bytes:
     :class:`OutputError` where none can be made.
     """
     key = secrets.token_bytes(KEY_SIZE) if key is None else key
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise KeyFileError(f"{path} exists; a key is never overwritten.") from None
-    except OSError as error:
-        raise OutputError(f"cannot create key file {path}: {error.strerror}.") from error
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(key.hex() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        # Half a key is no key; its name is free again.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise OutputError(f"cannot write key file {path}: {error.strerror}.") from error
+    create_secret(path, key.hex() + "\n", "key file")
     return key
 
 
@@ -80,24 +64,10 @@ def load_key(path: Path) -> bytes:
 
     Raises :class:`KeyFileError`.
     """
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read(2 * KEY_SIZE + 2)
-    except FileNotFoundError:
-        raise KeyFileError(f"there is no key file {path}.") from None
-    except OSError as error:
-        raise KeyFileError(f"cannot read key file {path}: {error.strerror}.") from error
-    if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-        warnings.warn(
-            f"key file {path} may be read by others (mode {stat.S_IMODE(mode):04o}): "
-            f"chmod 600 {path}",
-            stacklevel=2,
-        )
-    digits = text.removesuffix(b"\n")
-    if len(digits) != 2 * KEY_SIZE or set(digits) - set(b"0123456789abcdef"):
+    digits = read_secret(path, "key file", _MAX_KEY_FILE_SIZE).removesuffix("\n")
+    if len(digits) != 2 * KEY_SIZE or set(digits) - set("0123456789abcdef"):
         raise KeyFileError(f"{path} is no key file: it must hold 64 lower-case hex digits.")
-    return bytes.fromhex(digits.decode())
+    return bytes.fromhex(digits)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vessels.cli.collateral import CollateralPath, Pccs, collateral_source
-from vessels.cli.common import err, out, print_json
+from vessels.cli.common import AsJson, err, out, print_json
 from vessels.errors import AttestationError, UsageError
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def attest(
             help="Without a policy: trust this machine's simulation, which protects nothing.",
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what runs on a server, verified, and whether a policy accepts it."""
     from vessels.attestation import Policy, new_nonce

@@ -11,8 +11,7 @@ from rich.table import Table
 from vessels.bench import Layer, Mode, Row, bench_layers, geometric_mean
 from vessels.bench import bench as measure
 from vessels.cli.build import Shapes
-from vessels.cli.common import mib, out, parse_counts, parse_shapes, print_json, progress
-from vessels.cli.inspect import AsJson
+from vessels.cli.common import AsJson, mib, out, parse_counts, parse_shapes, print_json, progress
 
 MODES: tuple[Mode, ...] = ("streamed", "resident")
 

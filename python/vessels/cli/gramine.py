@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vessels.cli.common import mib, out, print_json, sizes_table
+from vessels.cli.common import AsJson, mib, out, print_json, sizes_table
 from vessels.ladder import MAX_SLOTS
 
 Sealed = Annotated[Path, typer.Argument(metavar="MODEL.vessel", help="The sealed model.")]
@@ -40,12 +40,11 @@ def gramine(
         int, typer.Option(help="The signer's number of the product, for policies by signer.")
     ] = 0,
     isv_svn: Annotated[int, typer.Option(help="The security version, for policies by signer.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the manifest of the SGX enclave that runs a sealed model under Gramine."""
-    from vessels.gramine import TEMPLATE, plan_enclave, write_folder
+    from vessels.gramine import plan_enclave
+    from vessels.gramine_folder import TEMPLATE, write_folder
 
     plan = plan_enclave(
         model, name=name, threads=threads, rung=rung, slots=slots, isv_prod_id=isv_prod_id,

@@ -9,10 +9,9 @@ import typer
 
 from vessels import api
 from vessels.cli.build import print_inspection
-from vessels.cli.common import print_json, progress
+from vessels.cli.common import AsJson, print_json, progress
 
 Sealed = Annotated[Path, typer.Argument(metavar="MODEL.vessel", help="The sealed model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 def inspect(

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vessels.cli.collateral import CollateralPath, Pccs, collateral_source
-from vessels.cli.common import err, out, print_json
+from vessels.cli.common import AsJson, err, out, print_json
+from vessels.cli.listening import Certificate, PrivateKey, check_tls, log_style
 from vessels.errors import KeyFileError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ PassphraseFile = Annotated[
 Which = Annotated[
     list[str], typer.Argument(metavar="NAME|DIGEST...", help="A name, or a build's digest.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 @app.command()
@@ -204,12 +204,8 @@ def serve(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where hosts ask.")
     ] = "127.0.0.1:8090",
-    tls_certificate: Annotated[
-        Path | None, typer.Option(metavar="FILE.pem", help="Speak TLS: the certificate chain.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE.pem", help="Speak TLS: its private key.")
-    ] = None,
+    tls_certificate: Certificate = None,
+    tls_key: PrivateKey = None,
     pccs: Pccs = None,
     collateral: CollateralPath = None,
     log: Annotated[
@@ -231,19 +227,17 @@ def serve(
         server,
         url_of,
     )
-    from vessels.serve.logs import Style, event, use_server_log
+    from vessels.serve.logs import event, use_server_log
 
-    if log not in list(Style):
-        raise UsageError(f"{log!r} is no form of log lines; write text or json.")
-    if (tls_certificate is None) != (tls_key is None):
-        raise UsageError("--tls-certificate and --tls-key go together.")
+    style = log_style(log)
+    check_tls(tls_certificate, tls_key)
     source = collateral_source(pccs, collateral)
     # A core dump would hold the keys.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     rules = Policy.load(policy)
     keys = _source(key or [], rules, store, identity, passphrase_file)
     bound = bound_socket(*parse_address(listen))
-    use_server_log(Style(log))
+    use_server_log(style)
     made = server(
         key_app(KeyService(Verifier(rules, source), keys)), Limits(),
         certificate=tls_certificate, private_key=tls_key,

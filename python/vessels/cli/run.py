@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from vessels.cli.common import mib, out, print_json, progress, sizes_table
-from vessels.cli.inspect import AsJson, Sealed
+from vessels.cli.common import AsJson, mib, out, print_json, progress, sizes_table
+from vessels.cli.inspect import Sealed
 from vessels.enclave import Enclave
 from vessels.errors import RequestError
 from vessels.files import check_destination, write_arrays, write_whole

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vessels.cli.listening import Certificate, PrivateKey, check_tls, log_style
 from vessels.errors import UsageError
 from vessels.serve.limits import Limits
-from vessels.serve.logs import Style, event, use_server_log
+from vessels.serve.logs import event, use_server_log
 
 if TYPE_CHECKING:
     from vessels.serve.backends import Backend
@@ -59,12 +60,8 @@ def serve(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where to serve; port 0 takes a free one.")
     ] = "127.0.0.1:8080",
-    tls_certificate: Annotated[
-        Path | None, typer.Option(metavar="FILE.pem", help="Speak TLS: the certificate chain.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE.pem", help="Speak TLS: its private key.")
-    ] = None,
+    tls_certificate: Certificate = None,
+    tls_key: PrivateKey = None,
     backend: Annotated[
         str,
         typer.Option(
@@ -115,9 +112,8 @@ def serve(
     from vessels.serve.model import ServedModel
     from vessels.serve.server import serve as run
 
-    use_server_log(_style(log))
-    if (tls_certificate is None) != (tls_key is None):
-        raise UsageError("--tls-certificate and --tls-key go together.")
+    use_server_log(log_style(log or ("text" if sys.stderr.isatty() else "json")))
+    check_tls(tls_certificate, tls_key)
     address = parse_address(listen)
     settings, memory = _settings(
         models or [], folder, config, threads=threads, slots=slots, queue=queue
@@ -147,15 +143,6 @@ def serve(
 
     bound = bound_socket(*address)
     run_loop(main())
-
-
-def _style(text: str | None) -> Style:
-    if text is None:
-        return Style.TEXT if sys.stderr.isatty() else Style.JSON
-    try:
-        return Style(text)
-    except ValueError:
-        raise UsageError(f"--log is {text!r}; it must be json or text.") from None
 
 
 def _settings(

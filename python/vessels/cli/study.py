@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vessels.cli.build import Model, Shapes
 from vessels.cli.common import (
+    AsJson,
     mib,
     out,
     parse_counts,
@@ -20,7 +21,6 @@ from vessels.cli.common import (
     print_json,
     progress,
 )
-from vessels.cli.inspect import AsJson
 from vessels.files import check_destination
 from vessels.study.result import LatencyPoint, Policy, Study
 from vessels.study.wording import at_epc, consequence, verdict

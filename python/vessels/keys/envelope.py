@@ -7,16 +7,14 @@ with any program that reads age files.
 
 from __future__ import annotations
 
-import os
-import stat
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import pyrage
 
-from vessels.errors import KeyFileError, OutputError
+from vessels.errors import KeyFileError
+from vessels.secret_files import create_secret, read_secret
 
 MAX_PASSPHRASE_SIZE = 4096
 MAX_IDENTITY_SIZE = 1 << 16
@@ -46,7 +44,7 @@ class Passphrase:
     @classmethod
     def load(cls, path: Path) -> Passphrase:
         """The first line of the file at ``path``. Raises :class:`KeyFileError`."""
-        text = _read_secret(path, "passphrase file", MAX_PASSPHRASE_SIZE)
+        text = read_secret(path, "passphrase file", MAX_PASSPHRASE_SIZE)
         line = text.split("\n", 1)[0].removesuffix("\r")
         if not line:
             raise KeyFileError(f"the passphrase file {path} begins with an empty line.")
@@ -80,7 +78,7 @@ class Identity:
 
         Raises :class:`KeyFileError`.
         """
-        text = _read_secret(path, "identity file", MAX_IDENTITY_SIZE)
+        text = read_secret(path, "identity file", MAX_IDENTITY_SIZE)
         lines = [line.strip() for line in text.splitlines()]
         found = [line for line in lines if line and not line.startswith("#")]
         try:
@@ -99,20 +97,7 @@ class Identity:
         """
         secret = pyrage.x25519.Identity.generate()
         text = f"# Opens a key store of Vessels. public key: {secret.to_public()}\n{secret}\n"
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            raise KeyFileError(f"{path} exists; an identity is never overwritten.") from None
-        except OSError as error:
-            raise OutputError(f"cannot create identity file {path}: {error.strerror}.") from error
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise OutputError(f"cannot write identity file {path}: {error.strerror}.") from error
+        create_secret(path, text, "identity file")
         return cls(secret)
 
     def closed(self, plain: bytes) -> bytes:
@@ -134,25 +119,3 @@ class Identity:
 def needs_passphrase(sealed: bytes) -> bool:
     """Whether the age file ``sealed`` opens with a passphrase."""
     return sealed.startswith(_BEGINNING + _PASSPHRASE_STANZA)
-
-
-def _read_secret(path: Path, what: str, most: int) -> str:
-    """The text at ``path``; warns (:class:`UserWarning`) when others may read the file."""
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise KeyFileError(f"{path} is too large to be a {what}.")
-        text = content.decode()
-    except OSError as error:
-        raise KeyFileError(f"cannot read {what} {path}: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        raise KeyFileError(f"{path} is no {what}: it is not UTF-8.") from None
-    if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-        warnings.warn(
-            f"{what} {path} may be read by others (mode {stat.S_IMODE(mode):04o}): "
-            f"chmod 600 {path}",
-            stacklevel=3,
-        )
-    return text

@@ -10,7 +10,8 @@ from pathlib import Path
 import vessels
 from vessels.attestation import model_digest
 from vessels.errors import UsageError
-from vessels.gramine import MIB, EnclavePlan, epc_size, plan_enclave
+from vessels.gramine import EnclavePlan, epc_size, plan_enclave
+from vessels.ladder import MIB
 from vessels.seal import read_header
 from vessels.sealed_messages import request_size
 from vessels.serve.limits import Limits

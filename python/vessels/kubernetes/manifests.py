@@ -10,8 +10,8 @@ import yaml
 
 import vessels
 from vessels.errors import UsageError
-from vessels.gramine import MIB
 from vessels.kubernetes.cluster import SCRATCH_SIZE, SERVER_SIZE, Cluster, Deployed
+from vessels.ladder import MIB
 from vessels.serve.limits import Limits
 
 PORT = 8080

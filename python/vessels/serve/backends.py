@@ -18,7 +18,7 @@ from vessels.enclave import (
     log,
 )
 from vessels.errors import EnclaveError, RequestError, VesselsError
-from vessels.gramine import launch_command
+from vessels.gramine_folder import launch_command
 from vessels.header import Header
 from vessels.memory import EnclaveMemory
 from vessels.schedule.model import Machine, Shape

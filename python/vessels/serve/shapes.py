@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from vessels.errors import EnclaveError
-from vessels.gramine import SIGNED_MANIFEST, epc_size
+from vessels.gramine import epc_size
+from vessels.gramine_folder import SIGNED_MANIFEST
 from vessels.header import Header
 from vessels.ladder import Ladder
 from vessels.schedule.model import Machine, ModelSpec, RunTime, Shape

@@ -12,17 +12,17 @@ import json
 import os
 import select
 import subprocess
-import sysconfig
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn
 
-from vessels.enclave import Enclave, find_enclave_binary
+from vessels.binaries import find_emulator_binary
+from vessels.closing import Closing
+from vessels.enclave import Enclave
 from vessels.errors import EmulatorError, EnclaveError
 from vessels.study.result import PAGE_SIZE, FaultCost
 
@@ -82,28 +82,6 @@ class Counters:
         return next((t for t in self.tenants if t.pid == pid), None)
 
 
-def find_emulator_binary() -> Path:
-    """The ``vessels-epc`` binary: ``$VESSELS_EPC``, or the one beside the enclave's.
-
-    Raises :class:`EmulatorError` when there is none.
-    """
-    if chosen := os.environ.get("VESSELS_EPC"):
-        path = Path(chosen)
-        if not path.is_file():
-            raise EmulatorError(
-                f"VESSELS_EPC names {path}, which is no file. "
-                "Build it with `make build`, or unset the variable."
-            )
-        return path
-    path = find_enclave_binary().with_name("vessels-epc" + (sysconfig.get_config_var("EXE") or ""))
-    if not path.is_file():
-        raise EmulatorError(
-            f"{path} was not found. Install the package with pip, or build the emulator with "
-            "`make build` and name it in VESSELS_EPC."
-        )
-    return path
-
-
 @contextlib.contextmanager
 def one_processor() -> Iterator[None]:
     """Processes started within it share one processor.
@@ -150,7 +128,7 @@ def fault_cost(page_count: int = 4096) -> FaultCost:
         ) from error
 
 
-class Emulator:
+class Emulator(Closing):
     """A running EPC of ``epc_size`` bytes for any number of enclaves; a context manager.
 
     ``padding_ns`` is added to each fault on a page that is not in it. ``mode`` is ``"root"`` or
@@ -263,17 +241,6 @@ class Emulator:
         self._process.stdout.close()
         self._errors.close()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -32,6 +32,7 @@ import numpy as np
 
 from vessels.errors import VesselsError
 from vessels.files import write_arrays
+from vessels.lifeline import Lifeline
 from vessels.study.cgroup import CgroupError, MemoryGroup, memory_group
 from vessels.study.result import PeerPoint
 from vessels.study.swap import SwapError, free_swap_size, swap
@@ -184,20 +185,17 @@ def _predictions(
 @contextmanager
 def _probe(model: Path, archive: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
     program = Path(__file__).with_name("peer_probe.py")
-    probe = subprocess.Popen(
-        [sys.executable, "-I", str(program), str(model), str(archive), str(threads)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-    )
-    try:
-        yield probe
-    finally:
-        probe.kill()
-        # Also closes the pipes.
-        with suppress(OSError):
-            probe.communicate()
+    command = [sys.executable, "-I", str(program), str(model), str(archive), str(threads)]
+    pipe = subprocess.PIPE
+    # A prediction under a small limit may take minutes.
+    with Lifeline(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as life:
+        try:
+            yield life.process
+        finally:
+            life.process.kill()
+            # Also closes the pipes.
+            with suppress(OSError):
+                life.process.communicate()
 
 
 class _Lines:

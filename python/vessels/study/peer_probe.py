@@ -9,17 +9,13 @@ Vessels, so that only ONNX Runtime is measured.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 import sys
 import time
 from typing import Any
 
 import numpy as np
 import onnxruntime
-
-_PR_SET_PDEATHSIG = 1
 
 
 def say(**what: Any) -> None:
@@ -28,8 +24,6 @@ def say(**what: Any) -> None:
 
 
 def main() -> None:
-    # Whoever started this may be killed while a prediction takes minutes.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     model, archive, threads = sys.argv[1:]
     with np.load(archive) as stored:
         inputs = {name: stored[name] for name in stored.files}

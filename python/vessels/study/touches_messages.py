@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from vessels.header import HeaderPort
-from vessels.program import Port, Program
+from vessels.program import Port, Program, align
 from vessels.sealed_messages import (
     CONTENT_OFFSET,
     NONCE_SIZE,
     PUBLIC_SIZE,
     TAG_SIZE,
     MessageSizes,
-    padded,
 )
 from vessels.study.result import PAGE_SIZE
 from vessels.study.touches import ARENA, IO, Touches
@@ -91,7 +90,7 @@ class _Message:
     def copy(self, ports: Iterable[Port]) -> None:
         """Tensors are copied between their places and the message, page by page."""
         ports = tuple(ports)
-        at = self._start + self.content_size - sum(padded(_size(p)) for p in ports)
+        at = self._start + self.content_size - sum(align(_size(p)) for p in ports)
         for port in ports:
             size = _size(port)
             offsets = np.arange(0, size, PAGE_SIZE)
@@ -101,7 +100,7 @@ class _Message:
                 self.touches.add(ARENA, steps, at + offsets, sizes)
             self.touches.add(IO, steps, self.touches.address(port.view) + offsets, sizes)
             self._step += len(offsets)
-            at += padded(size)
+            at += align(size)
 
     def io_region(self) -> None:
         """All of it is touched, from start to end."""
