@@ -12,6 +12,7 @@ import pytest
 
 from tests.networks import Net
 from vessels.check import check
+from vessels.check_ladder import check_ladder
 from vessels.errors import PlanError
 from vessels.plan import make_plan
 from vessels.program import (
@@ -267,3 +268,16 @@ def test_fast() -> None:
     start = time.perf_counter()
     check(program)
     assert time.perf_counter() - start < 3.0
+
+
+def test_many_chunks(good: Program) -> None:
+    first, count = len(good.chunks), 20_000
+    many = replace(
+        good,
+        chunks=(*good.chunks, *[Chunk(64, None, b"")] * count),
+        order=(*good.order, *range(first, first + count)),
+    )
+    start = time.perf_counter()
+    with pytest.raises(PlanError, match="V16"):
+        check_ladder(many)
+    assert time.perf_counter() - start < 2.0

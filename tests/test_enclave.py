@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import stat
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -99,6 +101,31 @@ def test_refuses_an_altered_model(sealed: Sealed, tmp_path: Path) -> None:
         enclave.run({"image": image})
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_model_changed_while_it_is_used_gives_no_output(
+    sealed: Sealed, tmp_path: Path, cut: bool
+) -> None:
+    path = tmp_path / "m.vessel"
+    path.write_bytes(sealed.vessel.read_bytes())
+    size = path.stat().st_size
+    image = np.load(sealed.image)
+    with vessels.Enclave(path, key=sealed.key) as enclave:
+        enclave.run({"image": image})
+        with path.open("r+b") as file:
+            if cut:
+                file.truncate(size // 2 // mmap.PAGESIZE * mmap.PAGESIZE)
+            else:
+                file.seek(size - 100)
+                file.write(bytes(1))
+        # What the system has no bytes for ends the process.
+        with pytest.raises(
+            EnclaveError if cut else SealedError, match="SIGBUS" if cut else "chunk"
+        ):
+            enclave.run({"image": image})
+    with pytest.raises(SealedError):
+        vessels.Enclave(path, key=sealed.key).run({"image": image})
+
+
 def test_a_killed_enclave_is_noticed(sealed: Sealed) -> None:
     enclave = vessels.Enclave(sealed.vessel, key=sealed.key)
     image = np.load(sealed.image)
@@ -134,6 +161,23 @@ def test_a_binary_that_says_something_else(
     monkeypatch.setenv("VESSELS_ENCLAVE", str(impostor))
     with pytest.raises(EnclaveError, match="protocol"):
         vessels.Enclave(sealed.vessel, key=sealed.key)
+
+
+def test_an_enclave_with_fewer_slots_than_asked_for(sealed: Sealed, tmp_path: Path) -> None:
+    """As under a manifest that was replaced; its answers to a batch would be counted wrongly."""
+    script = tmp_path / "enclave.py"
+    script.write_text(
+        "import os, struct, cbor2\n"
+        "os.read(0, 12 + 80)\n"
+        "ready = cbor2.dumps([1, 'portable', 4096, 1, 1])\n"
+        "os.write(1, struct.pack('<IQ', 16, len(ready)) + ready)\n"
+        "os.read(0, 1)\n"
+    )
+    with (
+        EnclaveProcess(sealed.vessel, slots=2, command=[sys.executable, str(script)]) as process,
+        pytest.raises(EnclaveError, match="1 slots where 2"),
+    ):
+        process.give_key(bytes(80))
 
 
 def test_says_that_simulation_protects_nothing(

@@ -111,18 +111,21 @@ def test_its_own_user_cannot_look_into_it_but_measure_it(sealed: Sealed, public:
     assert as_nobody(work) == "attached False opened False"
 
 
-def test_neither_the_key_nor_the_request_as_it_came_stays(sealed: Sealed) -> None:
-    """What was computed from it stays in the arena until the next one: docs/threat-model.md."""
+def test_neither_the_key_nor_a_request_nor_its_outputs_stay(sealed: Sealed) -> None:
     key = bytes.fromhex(sealed.key.read_text())
-    image = np.random.default_rng(5).standard_normal((1, 3, 16, 16)).astype(np.float32)
-    with EnclaveProcess(sealed.vessel) as process:
+    images = np.random.default_rng(5).standard_normal((3, 1, 3, 16, 16)).astype(np.float32)
+    with EnclaveProcess(sealed.vessel, slots=4) as process:
         claims = process.claims(os.urandom(32))
         process.give_key(seal_key(claims.public_key, claims.model_digest, key))
-        request, opener = RequestSealer(claims.public_key, claims.model_digest).seal_predict(
-            {"image": image}
-        )
-        opener.open(process.exchange(request))
-        secrets = [Marker("key", key), *markers_of("input", image.tobytes())]
+        sealer = RequestSealer(claims.public_key, claims.model_digest)
+        requests, openers = zip(*(sealer.seal_predict({"image": i}) for i in images), strict=True)
+        altered = requests[2][:-1] + bytes([requests[2][-1] ^ 1])
+        answers = process.exchange_batch([altered, *requests[:2]])
+        secrets = [Marker("key", key)]
+        secrets += [m for image in images for m in markers_of("input", image.tobytes())]
+        for opener, answer in zip(openers[:2], answers[1:], strict=True):
+            assert isinstance(answer, bytes)
+            secrets += markers_of("output", opener.open(answer)["scores"].tobytes())
         try:
             found = search_memory(process.pid, [*secrets, Marker("digest", claims.model_digest)])
         except VesselsError:
@@ -130,5 +133,5 @@ def test_neither_the_key_nor_the_request_as_it_came_stays(sealed: Sealed) -> Non
     # What is no secret is there: the search works.
     assert found.counts["digest"] > 0
     assert {k: n for k, n in found.counts.items() if k != "digest"} == {
-        "key": 0, "input": 0,
+        "key": 0, "input": 0, "output": 0,
     }  # fmt: skip

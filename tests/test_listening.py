@@ -13,8 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tests.keys import listening
+from tests.serving import until
 from vessels.errors import OutputError, UsageError
-from vessels.listening import Limits, bound_socket, parse_address, url_of
+from vessels.listening import Limits, bound_socket, is_surplus, parse_address, url_of
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,24 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
                 pass
         assert received < 64 << 20
         assert httpx2.get(f"{url}/small", timeout=60).text == "ok"
+
+
+def test_who_was_one_too_many_is_not_for_as_long_as_it_stays() -> None:
+    async def is_too_many(request: Request) -> Response:
+        return Response(str(is_surplus(request)))
+
+    app = Starlette(routes=[Route("/", is_too_many)])
+    with listening(app, Limits(connection_count=3, surplus_count=3)) as url:
+
+        def ask(client: httpx2.Client) -> bool:
+            return client.get(url).text == "True"
+
+        served, surplus = ([httpx2.Client(timeout=60) for _ in range(3)] for _ in range(2))
+        assert [ask(client) for client in (*served, *surplus)] == [False] * 3 + [True] * 3
+        assert ask(surplus[0]) and not ask(served[0])
+        served[0].close()
+        until(lambda: not ask(surplus[0]), "a place to be free")
+        # It is its own now.
+        assert ask(surplus[1]) and not ask(surplus[0]) and not ask(served[1])
+        for client in (*served, *surplus):
+            client.close()

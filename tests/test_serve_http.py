@@ -63,6 +63,21 @@ def test_metrics_are_what_prometheus_reads(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
+    "accepted",
+    [
+        "application/openmetrics-text; version=1.x",
+        "text/plain; version=\u00b2; escaping=",
+        "application/openmetrics-text;=;version===",
+        "application/openmetrics-text; version=" + "9" * 5000,
+    ],
+)
+def test_metrics_whatever_is_accepted(running: Running, accepted: str) -> None:
+    headers = {b"accept": accepted.encode("latin-1")}
+    answer = httpx2.get(f"{running.url}/metrics", headers=headers)
+    assert answer.status_code == 200 and "vessels_model_ready" in answer.text
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "not_found"),
@@ -70,6 +85,8 @@ def test_metrics_are_what_prometheus_reads(running: Running) -> None:
         ("GET", "/vessels/v1/models/other/evidence?nonce=" + "00" * 32, 404, "unknown_model"),
         ("POST", "/vessels/v1/models/other/predict", 404, "unknown_model"),
         ("POST", "/vessels/v1/models/..%2fm/predict", 404, "not_found"),
+        ("GET", "/metrics/", 404, "not_found"),
+        ("POST", "/vessels/v1/models/m/predict/", 404, "not_found"),
         ("GET", "/vessels/v1/models/m/predict", 405, "method"),
         ("DELETE", "/vessels/v1/models/m/evidence", 405, "method"),
         ("GET", "/vessels/v1/models/m/evidence", 400, "malformed"),

@@ -104,4 +104,4 @@ impl Deref for Placed {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

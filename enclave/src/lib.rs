@@ -83,6 +83,11 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Option<Arguments> {
     })
 }
 
+/// Tells people on standard error; that nobody can be told stops nothing, as `eprintln!` would.
+fn say(text: core::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Unbuffered standard input and output: requests and results go straight to and from the pool.
 pub fn streams() -> std::io::Result<(File, File)> {
     let input = std::io::stdin().as_fd().try_clone_to_owned()?;
@@ -172,7 +177,9 @@ pub fn main() -> ExitCode {
             &mut sink,
         ),
         Err(error) => {
-            eprintln!("vessels-enclave: standard input or output: {error}");
+            say(format_args!(
+                "vessels-enclave: standard input or output: {error}"
+            ));
             ExitCode::FAILURE
         }
     }
@@ -187,19 +194,19 @@ pub fn run(
     sink: &mut impl Write,
 ) -> ExitCode {
     let Some(arguments) = arguments(given) else {
-        eprintln!("{USAGE}");
+        say(format_args!("{USAGE}"));
         return ExitCode::from(MISUSED);
     };
     if arguments.platform == Platform::Simulation {
-        eprintln!(
+        say(format_args!(
             "vessels-enclave: simulation backend: this process is NOT protected from the host it \
              runs on"
-        );
+        ));
     }
     match serve(&arguments, map, source, sink) {
         End::Closed => ExitCode::SUCCESS,
         End::Refused(refusal) => {
-            eprintln!("vessels-enclave: refused: {refusal}");
+            say(format_args!("vessels-enclave: refused: {refusal}"));
             ExitCode::from(REFUSED)
         }
     }

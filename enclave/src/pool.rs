@@ -156,10 +156,10 @@ pub fn anonymous(size: u64) -> io::Result<Box<dyn Memory>> {
     let memory = Anonymous::map(size)?;
     memory.populate();
     if !memory.lock() {
-        eprintln!(
+        crate::say(format_args!(
             "vessels-enclave: the pool is not locked in memory, and may be swapped out: the limit \
              is too low (ulimit -l)"
-        );
+        ));
     }
     Ok(Box::new(memory))
 }

@@ -81,6 +81,7 @@ pub enum HeaderFault {
     TooLarge,
     Encoding,
     NotCanonical,
+    SameNames,
     KeyDerivation,
 }
 
@@ -282,6 +283,7 @@ impl fmt::Display for HeaderFault {
             HeaderFault::TooLarge => write!(f, "absurd header or program size"),
             HeaderFault::Encoding => write!(f, "not the CBOR that the format asks for"),
             HeaderFault::NotCanonical => write!(f, "CBOR not in deterministic encoding"),
+            HeaderFault::SameNames => write!(f, "two inputs or two outputs of one name"),
             HeaderFault::KeyDerivation => write!(f, "key derivation failed"),
         }
     }

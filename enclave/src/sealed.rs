@@ -104,6 +104,13 @@ fn decode<'b, T: Decode<'b, ()> + Encode<()>>(
     Ok((value, consumed))
 }
 
+/// Whether each of these has a name of its own.
+fn are_distinct(ports: &[Port]) -> bool {
+    let mut names: Vec<_> = ports.iter().map(|port| &port.name).collect();
+    names.sort_unstable();
+    names.is_sorted_by(|a, b| a < b)
+}
+
 impl Sealed {
     /// Maps the file and reads its header.
     pub fn open(path: &Path) -> Result<Self, Refusal> {
@@ -168,6 +175,9 @@ impl Sealed {
         )?;
         if consumed != bytes.len() {
             return Err(Refusal::Header(HeaderFault::Encoding));
+        }
+        if !are_distinct(&header.inputs) || !are_distinct(&header.outputs) {
+            return Err(Refusal::Header(HeaderFault::SameNames));
         }
         Ok(Sealed {
             mapping,

@@ -55,6 +55,15 @@ pub fn noise(count: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
+/// Pseudo-random numbers, each below the bound it is asked for.
+pub fn random(seed: u32) -> impl FnMut(usize) -> usize {
+    let mut state = seed;
+    move |below| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % below
+    }
+}
+
 pub fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
@@ -136,10 +145,13 @@ impl Model {
     }
 
     pub fn header(&self) -> Header {
-        let port = |view: &View| Port {
-            name: "x".to_owned(),
-            dtype: view.dtype,
-            shape: view.shape.clone(),
+        let ports = |views: &[View]| {
+            let named = ('x'..).zip(views).map(|(name, view)| Port {
+                name: name.into(),
+                dtype: view.dtype,
+                shape: view.shape.clone(),
+            });
+            named.collect()
         };
         let regions = &self.program.regions;
         let mut key_check = [0; 16];
@@ -151,14 +163,18 @@ impl Model {
             rungs: self.rungs.iter().map(|&count| self.rung(count)).collect(),
             rung: 0,
             thread_count: regions.thread_count,
-            inputs: self.program.inputs.iter().map(port).collect(),
-            outputs: self.program.outputs.iter().map(port).collect(),
+            inputs: ports(&self.program.inputs),
+            outputs: ports(&self.program.outputs),
         }
     }
 
     /// The file `docs/format.md` describes.
     pub fn seal(&self) -> Vec<u8> {
-        let header = minicbor::to_vec(self.header()).expect("encodes");
+        self.seal_with(&minicbor::to_vec(self.header()).expect("encodes"))
+    }
+
+    /// As [`Model::seal`], with these bytes for a header.
+    pub fn seal_with(&self, header: &[u8]) -> Vec<u8> {
         let mut program = self.program.clone();
         let key = cipher(&KEY, &BUILD, b"vessels v1 parameters").expect("derives");
         let mut sealed_chunks = vec![];

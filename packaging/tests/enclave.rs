@@ -1,5 +1,6 @@
 //! The binary as the host sees it: frames, exit codes, and what it says.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
@@ -49,6 +50,10 @@ fn misuse_is_told_from_refusal() {
         &[][..],
         &["--model"],
         &["--model", "x", "--threads", "0"],
+        &["--model", "x", "--slots", "0"],
+        &["--model", "x", "--slots", "65"],
+        &["--model", "x", "--slots", "2", "--slots", "2"],
+        &["--model", "x", "--rung", "-1"],
         &["--what", "x"],
         &["--model", "x", "--backend", "sgx"],
     ] {
@@ -64,6 +69,22 @@ fn a_closed_input_ends_it_well() {
     assert_eq!(output.status.code(), Some(0));
     assert!(output.stdout.is_empty());
     assert!(String::from_utf8_lossy(&output.stderr).contains("NOT protected"));
+}
+
+/// A log that is full, or that nobody reads any more, ends nothing.
+#[test]
+fn what_people_are_told_may_be_lost() {
+    for (model, code) in [(MODEL, 0), ("/nonexistent", 2)] {
+        let full = File::options().write(true).open("/dev/full");
+        let status = Command::new(env!("CARGO_BIN_EXE_vessels-enclave"))
+            .args(["--model", model])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(full.expect("is writable"))
+            .status()
+            .expect("starts");
+        assert_eq!(status.code(), Some(code), "{model}");
+    }
 }
 
 #[test]

@@ -19,7 +19,8 @@ def check_ladder(program: Program) -> int:
     The regions and chunks of the program as it stands have been checked.
     """
     _check_order(program)
-    fixed = [c for i, c in enumerate(program.chunks) if i not in set(program.order)]
+    optional = set(program.order)
+    fixed = [c for i, c in enumerate(program.chunks) if i not in optional]
     layout = program.layout
     kept = sum(program.chunks[i].size for i in program.order if _is_resident(program.chunks[i]))
     fixed_end = layout.staging_offset - kept

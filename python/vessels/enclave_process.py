@@ -161,6 +161,9 @@ class EnclaveProcess(Closing):
         with self._exchange("opening the model"):
             self._wire.send(Kind.KEY, sealed)
             ready = Ready(*cbor2.loads(self._receive(Kind.READY)))
+            if ready.slot_count < self._slots:
+                # It would refuse batches, and answer their requests one by one.
+                self._broken(f"{ready.slot_count} slots where {self._slots} were asked for")
         if self._threads is not None and ready.thread_count < self._threads:
             log.warning(
                 "%s has room for %d threads, not %d: build it with more",

@@ -45,6 +45,7 @@ def limited_protocol(limits: Limits, malformed: str | None) -> type[asyncio.Prot
         _head_size: int | None = None
         """Of a head that is not whole yet, as far as it came after the piece it began in."""
         _piece_size = 0
+        _has_place = False
         _reading: RequestResponseCycle | None = None
         """The request whose body is not whole yet."""
 
@@ -53,11 +54,10 @@ def limited_protocol(limits: Limits, malformed: str | None) -> type[asyncio.Prot
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            more = len(self.connections) - limits.connection_count
-            if more > limits.surplus_count:
+            if len(self.connections) > limits.connection_count + limits.surplus_count:
                 transport.abort()
             else:
-                self.app_state = {**self.app_state, SURPLUS: more > 0}
+                self._take_place()
                 # Linux ends a connection whose peer acknowledges, or reads, nothing for so long.
                 with contextlib.suppress(OSError):
                     transport.get_extra_info("socket").setsockopt(
@@ -89,6 +89,8 @@ def limited_protocol(limits: Limits, malformed: str | None) -> type[asyncio.Prot
             if len(self.pipeline) >= AHEAD_COUNT:
                 raise ValueError("too many requests at once")
             self._head_size = -self._piece_size
+            # Who was one too many is not for as long as it stays.
+            self._take_place()
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
@@ -140,6 +142,13 @@ def limited_protocol(limits: Limits, malformed: str | None) -> type[asyncio.Prot
                     b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
                 )
                 self.transport.close()
+
+        def _take_place(self) -> None:
+            """Have one of the places of connections that are served, if any is free."""
+            if not self._has_place:
+                taken = sum(getattr(each, "_has_place", False) for each in self.connections)
+                self._has_place = taken < limits.connection_count
+                self.app_state = {**self.app_state, SURPLUS: not self._has_place}
 
         def _in_request(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete

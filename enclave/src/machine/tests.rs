@@ -72,7 +72,7 @@ fn slot_of(machine: &mut Machine, slot: usize) -> &mut [u8] {
 }
 
 /// A program with an instruction of every kind over an 8 by 8 image of 16 channels.
-fn every_kind() -> Model {
+pub fn every_kind() -> Model {
     let image = |offset: u64| floats(offset, &[1, 8, 8, 16]);
     let size = 4096u64;
     let indices = dense(12 * size, DType::I32, &[4]);
@@ -346,21 +346,17 @@ fn hostile_programs_are_refused_or_run() {
     let model = every_kind();
     let plain = minicbor::to_vec(&model.program).expect("encodes");
     let input = bytes(&noise(1024, 2));
-    let mut state = 1u32;
-    let mut random = move || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state >> 8
-    };
+    let mut random = random(1);
     let (mut refused, mut ran) = (0, 0);
     for _ in 0..3000 {
         let mut altered = plain.clone();
-        for _ in 0..=random() % 2 {
-            let index = random() as usize % altered.len();
+        for _ in 0..=random(2) {
+            let index = random(altered.len());
             // Small steps change numbers; any byte may change the structure.
-            altered[index] = match random() % 3 {
+            altered[index] = match random(3) {
                 0 => altered[index].wrapping_add(1),
                 1 => altered[index].wrapping_sub(1),
-                _ => random() as u8,
+                _ => random(256) as u8,
             };
         }
         let Ok(program) = minicbor::decode(&altered) else {

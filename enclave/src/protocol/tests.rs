@@ -258,3 +258,4 @@ fn messages_need_no_room_in_the_plan() {
 }
 
 mod batches;
+mod hostile;

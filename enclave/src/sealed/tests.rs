@@ -2,29 +2,17 @@
 
 use super::*;
 use crate::kernels::Isa;
-use crate::program::{Instruction, Load};
-use crate::testing::{KEY, Model, bytes, floats, load, noise};
+use crate::layout::tests::{model, shape};
+use crate::testing::{KEY, bytes, floats, load_shaped, noise};
 
-fn model() -> Model {
-    let output = floats(0, &[48]);
-    let mut model = Model::new(192, vec![], vec![output.clone()]);
-    model.program.regions.fixed_size = 64;
-    let values = bytes(&noise(48, 1));
-    model.chunk(values[..64].to_vec(), None);
-    model.chunk(values[64..128].to_vec(), Some(384));
-    model.chunk(values[128..].to_vec(), None);
-    model.push(Instruction::Load(Load {
-        output,
-        first_chunk: 0,
-        chunk_count: 3,
-    }));
-    model
+/// Opens, validates, loads and runs, at a rung.
+fn run_at(rung: usize, file: &[u8], key: &[u8; 32]) -> Result<Vec<u8>, Refusal> {
+    let mut loaded = load_shaped(file, key, Isa::Portable, shape(rung, 1), 1)?;
+    crate::testing::run(&mut loaded.machine, &model().program, &[])
 }
 
-/// Opens, validates, loads and runs.
 fn run(file: &[u8], key: &[u8; 32]) -> Result<Vec<u8>, Refusal> {
-    let mut loaded = load(file, key, Isa::Portable, 1)?;
-    crate::testing::run(&mut loaded.machine, &model().program, &[])
+    run_at(0, file, key)
 }
 
 #[test]
@@ -36,15 +24,63 @@ fn the_file_itself_runs() {
 fn every_flipped_bit_is_refused() {
     let file = model().seal();
     let first_chunk = file.len() - 192;
-    for index in 0..file.len() {
-        let mut altered = file.clone();
-        altered[index] ^= 1 << (index % 8);
-        let refusal = run(&altered, &KEY).expect_err("is refused");
-        if index >= first_chunk {
-            let chunk = ((index - first_chunk) / 64) as u32;
-            assert_eq!(refusal, Refusal::Parameters { chunk });
+    for rung in 0..3 {
+        for index in 0..file.len() {
+            let mut altered = file.clone();
+            altered[index] ^= 1 << ((index + rung) % 8);
+            let refusal = run_at(rung, &altered, &KEY).expect_err("is refused");
+            if index >= first_chunk {
+                let chunk = ((index - first_chunk) / 64) as u32;
+                assert_eq!(refusal, Refusal::Parameters { chunk });
+            }
         }
     }
+}
+
+/// As its owner seals it: what is opened is decoded, validated and laid out by it.
+#[test]
+fn any_byte_of_a_header_changed_by_its_owner_is_refused_or_changes_no_output() {
+    let model = model();
+    let header = minicbor::to_vec(model.header()).expect("encodes");
+    let (mut ran, mut refused) = (0, 0);
+    for index in 0..header.len() {
+        let bits = (0..8).map(|bit| header[index] ^ 1 << bit);
+        for byte in bits.chain([header[index].wrapping_add(1), 0, 0xff]) {
+            let mut altered = header.clone();
+            altered[index] = byte;
+            let file = model.seal_with(&altered);
+            for rung in 0..3 {
+                match run_at(rung, &file, &KEY) {
+                    Ok(output) => {
+                        assert_eq!(output, bytes(&noise(48, 1)));
+                        ran += 1;
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+    }
+    // The output's name and the number of the default rung are free.
+    assert!(
+        ran > 20 && refused > 2000,
+        "{ran} ran, {refused} were refused"
+    );
+}
+
+#[test]
+fn ports_of_one_name_are_refused() {
+    let mut model = model();
+    model.program.outputs.push(floats(0, &[48]));
+    let file = model.seal();
+    assert!(run(&file, &KEY).is_ok());
+    // Text of one byte, then the number of its dtype.
+    let at = file.windows(3).position(|w| w == [0x61, b'y', 0]);
+    let mut altered = file.clone();
+    altered[at.expect("is in the header") + 1] = b'x';
+    assert_eq!(
+        run(&altered, &KEY),
+        Err(Refusal::Header(HeaderFault::SameNames))
+    );
 }
 
 #[test]

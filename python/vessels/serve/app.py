@@ -73,13 +73,16 @@ def make_app(site: Site) -> Starlette:
         ("/vessels/v1/models/{name}/evidence", handlers.evidence, "evidence", "GET"),
         ("/vessels/v1/models/{name}/predict", handlers.predict, "predict", "POST"),
     ]
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(path, _answered(site, kind, call), methods=[method])
             for path, call, kind, method in routes
         ],
         exception_handlers={HTTPException: _no_such},
     )
+    # Nobody is sent to a host that a client names.
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Handlers:
@@ -103,7 +106,8 @@ class _Handlers:
         return JSONResponse(body, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        encode, media_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        # In one form: the library fails at some of what a client may say that it accepts.
+        encode, media_type = exposition.choose_encoder("")
         body = encode(self._site.metrics.registry)
         return Response(body, headers={"content-type": media_type})
 

@@ -108,6 +108,7 @@ class Environment:
         self._known = asyncio.Event()
         self._told_to_stop = asyncio.Event()
         self._asking_count = 0
+        self._asking = asyncio.Lock()
         self._overdue = False
         self._why: str | None = None
 
@@ -177,7 +178,8 @@ class Environment:
     async def evidence(self, nonce: bytes) -> bytes:
         """Evidence of this enclave, encoded, as soon as there is any. Raises :class:`ServeError`.
 
-        However many ask, so many wait and no more: an enclave gives evidence between its runs.
+        However many ask, so many wait and no more, and of these one is in the way of a run: an
+        enclave gives evidence between its runs.
         """
         if self._asking_count >= self._tools.limits.waiting_count:
             raise ServeError(Code.OVERLOADED, "too many wait for evidence of this enclave.")
@@ -187,8 +189,9 @@ class Environment:
             process = self._process
             if process is None:
                 raise EnclaveError("the enclave did not start")
-            asked = self._lane.submit(lambda: process.claims(nonce))
-            claims = (await asyncio.wrap_future(asked)).value
+            async with self._asking:
+                asked = self._lane.submit(lambda: process.claims(nonce))
+                claims = (await asyncio.wrap_future(asked)).value
             return await in_thread(lambda: self._tools.backend.evidence(claims).encoded())
         except VesselsError as error:
             event("no_evidence", level=logging.ERROR, model=self.model.name, why=str(error))

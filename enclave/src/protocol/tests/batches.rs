@@ -195,11 +195,7 @@ fn any_frames_are_answered_in_order() {
     altered[HEAD_SIZE + 50] ^= 1;
     let timed = [&head(RUN_TIMED, right.len() as u64 - 12)[..], &right[12..]].concat();
     let counts: Vec<Vec<u8>> = (0..7).map(|count| batch(count, &[])).collect();
-    let mut state = 1u32;
-    let mut random = move |below: usize| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as usize % below
-    };
+    let mut random = crate::testing::random(1);
     for _ in 0..300 {
         let (mut input, mut due, mut left) = (vec![], vec![READY], 0);
         // Answers of a batch wait for its end.
