@@ -456,3 +456,16 @@ def test_the_account_refuses_what_does_not_fit() -> None:
     with pytest.raises(KeyError):
         account.strike(1)
     assert account.used == 0
+
+
+def test_a_run_in_which_nothing_was_computed_is_no_measure() -> None:
+    for computed, taken in ((0, False), (None, True)):
+        scheduler = serving(model(each=1.0))
+        for ticket in range(1, 31):
+            assert scheduler.handle(Arrived(2.0 * ticket, ticket, 1)) == [Run(1, (ticket,))]
+            assert scheduler.handle(Finished(2.0 * ticket + 0.001, 1, computed)) == []
+        decisions = scheduler.handle(Arrived(60.5, 99, 1, deadline=61.0))
+        if taken:
+            assert decisions == [Run(1, (99,))]
+        else:
+            assert_overloaded(decisions, 99)

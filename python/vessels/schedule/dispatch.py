@@ -54,16 +54,19 @@ class Dispatch:
         self._clock.begin(environment.model.index, environment.run_expected * threads)
         self._fleet.begin(environment, now)
 
-    def finish(self, environment: Environment, now: float) -> None:
-        """The run of ``environment`` is over."""
+    def finish(self, environment: Environment, now: float, computed_count: int | None) -> None:
+        """The run of ``environment`` is over, as :class:`Finished` says."""
         threads, count = environment.shape.threads, environment.run_count
+        if computed_count is not None:
+            count = min(count, computed_count)
         self._fleet.finish(environment, now)
         doubted = environment.run_began_at >= environment.ran_at + DOUBT_SECONDS
         environment.used_at = environment.ran_at = now
         seconds = now - environment.run_began_at
         surplus = seconds - environment.run_expected
         self._clock.correct(environment.model.index, surplus * threads)
-        environment.model.estimates.add_run(environment.shape, count, seconds, doubted=doubted)
+        if count:
+            environment.model.estimates.add_run(environment.shape, count, seconds, doubted=doubted)
 
     def _turn(self, environment: Environment) -> tuple[float, float, int]:
         first = next(iter(environment.queue.values()))

@@ -50,10 +50,15 @@ class Ready:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run that ``environment`` was told to do is over; its requests have been answered."""
+    """The run that ``environment`` was told to do is over; its requests have been answered.
+
+    ``computed_count`` of them were predictions, all of them if it is not given. What is refused
+    inside takes next to nothing, and must not count for how long predictions take.
+    """
 
     now: float
     environment: int
+    computed_count: int | None = None
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ class Scheduler:
             if replaced is not None and replaced.number in self._fleet.environments:
                 self._drain(replaced)
         elif isinstance(event, Finished) and environment.state is State.RUNNING:
-            self._dispatch.finish(environment, now)
+            self._dispatch.finish(environment, now, event.computed_count)
 
     def _ended(self, environment: Environment, now: float) -> None:
         told = environment.state is State.STOPPING

@@ -350,7 +350,12 @@ class Host:
             else:
                 waited = now - ticket.asked - done.working_seconds
                 ticket.give(Done(answer, max(0.0, waited), done.working_seconds))
-        self._tell(Finished(now, environment.number))
+        # A prediction has one size, which errors and descriptions hardly ever have.
+        computed = sum(
+            isinstance(answer, bytes) and len(answer) == environment.build.response_size
+            for answer in done.value
+        )
+        self._tell(Finished(now, environment.number, computed))
 
 
 def _now() -> float:

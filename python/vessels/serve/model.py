@@ -10,7 +10,7 @@ from vessels.errors import EnclaveError
 from vessels.header import Header
 from vessels.schedule.model import Machine, ModelSpec, Shape
 from vessels.seal import read_header
-from vessels.sealed_messages import request_size
+from vessels.sealed_messages import request_size, response_size
 from vessels.serve.backends import Backend
 from vessels.serve.config import ModelSettings
 from vessels.serve.limits import Limits
@@ -19,17 +19,20 @@ from vessels.serve.shapes import first_guess
 
 @dataclass(frozen=True)
 class Build:
-    """A sealed build: ``largest_request`` is the most bytes that a sealed request to it has."""
+    """A sealed build: ``largest_request`` is the most bytes that a sealed request to it has,
+    ``response_size`` what every sealed prediction of it has."""
 
     digest: bytes
     largest_request: int
+    response_size: int
     header: Header
 
     @classmethod
     def read(cls, path: Path) -> Build:
         """What the file at ``path`` says now. Raises :class:`SealedError`."""
         header = read_header(path)
-        return cls(model_digest(path), request_size(header.inputs), header)
+        sizes = request_size(header.inputs), response_size(header.outputs)
+        return cls(model_digest(path), *sizes, header)
 
 
 class ServedModel:
