@@ -107,7 +107,7 @@ def served(sealed: Path, key: Path, threads: int | None) -> Iterator[Served]:
     command += [] if threads is None else ["--threads", str(threads)]
     root = SimulationRoot.load_or_create()
     text = new_policy(
-        "m", model_digest(sealed),
+        {"m": [model_digest(sealed)]},
         measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
         insecure_simulation_root=root.trusted,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+import vessels
 from tests.attestation import CLAIMS, SGX
 from tests.conftest import Sealed
 from tests.http_running import LocalServer, QuietHandler, running
@@ -174,6 +175,23 @@ def test_new_policies(sealed: Sealed, tmp_path: Path) -> None:
     assert not found.root.simulated
     tdx = run("policy", "new", sealed.vessel, "--mr-td", "ab" * 48)
     assert "[tdx]" in tdx.stdout and "[sgx]" not in tdx.stdout
+
+
+def test_a_new_policy_of_several_models_and_builds(sealed: Sealed, tmp_path: Path) -> None:
+    others = [tmp_path / "n.vessel", tmp_path / "m2.vessel"]
+    for other in others:
+        vessels.build(sealed.onnx, other, key=sealed.key)
+    options = ("--mr-enclave", "ab" * 32)
+    made = run("policy", "new", sealed.vessel, others[0], f"m={others[1]}", *options)
+    found = Policy.parse(made.stdout, "stdout")
+    first, second, third = map(model_digest, (sealed.vessel, *others))
+    assert found.models == {"m": {first, third}, "n": {second}}
+    with pytest.raises(UsageError, match="--name is for one model"):
+        run("policy", "new", *others, "--name", "m", *options)
+    with pytest.raises(UsageError, match="are one build"):
+        run("policy", "new", sealed.vessel, f"x={sealed.vessel}", *options)
+    with pytest.raises(UsageError, match="would replace"):
+        run("policy", "new", *others, *options, "-o", others[1])
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnet50", "a b", 'quo"te', "ö.1", "x = 1"])
 def test_a_new_policy_is_read_again(name: str) -> None:
-    text = new_policy(name, CLAIMS.model_digest, measurements=[bytes.fromhex(MR)])
+    text = new_policy({name: [CLAIMS.model_digest]}, measurements=[bytes.fromhex(MR)])
     found = Policy.parse(text, "new.toml")
     assert found.model_of(CLAIMS.model_digest) == name
     assert found.sgx is not None and found.sgx.mr_enclave.describe() == MR
@@ -145,8 +145,8 @@ def test_a_new_policy_is_read_again(name: str) -> None:
 
 def test_a_new_policy_with_gaps_is_refused_until_they_are_filled() -> None:
     with pytest.raises(PolicyError, match=r"new.toml: sgx.mr_enclave: it is empty"):
-        Policy.parse(new_policy("m", CLAIMS.model_digest), "new.toml")
-    text = new_policy("m", CLAIMS.model_digest, tee=Tee.TDX, measurements=[bytes(48)])
+        Policy.parse(new_policy({"m": [CLAIMS.model_digest]}), "new.toml")
+    text = new_policy({"m": [CLAIMS.model_digest]}, tee=Tee.TDX, measurements=[bytes(48)])
     with pytest.raises(PolicyError, match=r"new.toml: tdx.rtmr1: it is empty"):
         Policy.parse(text, "new.toml")
     filled = text.replace("[]", f'["{MR_48}"]', 2)
@@ -156,7 +156,7 @@ def test_a_new_policy_with_gaps_is_refused_until_they_are_filled() -> None:
 def test_a_new_policy_of_a_simulation() -> None:
     root = SimulationRoot.create(TODAY).trusted
     text = new_policy(
-        "m", CLAIMS.model_digest, measurements=[bytes(32)], insecure_simulation_root=root
+        {"m": [CLAIMS.model_digest]}, measurements=[bytes(32)], insecure_simulation_root=root
     )
     assert "INSECURE" in text
     assert Policy.parse(text, "new.toml").root == root

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import typer
 from onnx import helper
 
 from tests.conftest import ROOT, Sealed, small_model
@@ -46,10 +47,14 @@ def vessels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["build"], ["inspect"], ["run"], ["bench"], ["plot"], ["study"]]
-)
-def test_help_everywhere(vessels: Run, command: list[str]) -> None:
-    code, out, _ = vessels(*command, "--help")
+    "command",
+    [
+        "", "build", "inspect", "run", "bench", "plot", "study", "attest", "gramine", "kubernetes",
+        "serve", "top", "proxy", "keys", "keys serve", "policy new", "cluster need",
+    ],
+)  # fmt: skip
+def test_help_everywhere(vessels: Run, command: str) -> None:
+    code, out, _ = vessels(*command.split(), "--help")
     assert code == 0
     assert "Usage" in out
 
@@ -60,6 +65,12 @@ def test_help_everywhere(vessels: Run, command: list[str]) -> None:
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1e9", "nan", "16 MiBs", "0.4", "9" * 400, "8GB8"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is no size"):
+        parse_size(text)
 
 
 def test_shapes() -> None:
@@ -78,6 +89,18 @@ def test_build_makes_a_private_key_and_keeps_it(vessels: Run, tmp_path: Path) ->
     assert code == 0 and "used key" in out
     assert key.read_bytes() == before
     assert sealed.read_bytes() != first
+
+
+def test_build_prints_what_inspect_does_for_machines(
+    vessels: Run, sealed: Sealed, tmp_path: Path
+) -> None:
+    output = tmp_path / "m.vessel"
+    code, out, _ = vessels("build", sealed.onnx, "-o", output, "--key", sealed.key, "--json")
+    built = json.loads(out)
+    assert code == 0
+    assert (built.pop("model"), built.pop("key")) == (str(output), str(sealed.key))
+    _, out, _ = vessels("inspect", output, "--key", sealed.key, "--json")
+    assert built == json.loads(out)
 
 
 def test_inspect_shows_more_with_the_key(vessels: Run, sealed: Sealed) -> None:

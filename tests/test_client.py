@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -321,10 +322,49 @@ def test_an_answer_that_comes_too_late(host: Host, kind: Kind) -> None:
         client.describe("m")
         with pytest.raises(DeadlineError, match="no answer before the deadline"):
             client.predict("m", example_inputs(), timeout=0.0)
+        with pytest.raises(UsageError, match="a number of seconds"):
+            client.predict("m", example_inputs(), timeout=math.nan)
+        client.predict("m", example_inputs(), timeout=math.inf)
         host.enclave.model = wait
         with pytest.raises(DeadlineError, match="no answer before the deadline"):
             client.predict("m", example_inputs(), timeout=0.3)
     going_on.set()
+
+
+def test_nobody_waits_beyond_a_deadline_for_anothers_attestation(host: Host) -> None:
+    going_on, asked = threading.Event(), threading.Event()
+
+    def late(evidence: bytes) -> bytes:
+        asked.set()
+        going_on.wait(30)
+        return evidence
+
+    host.alter_evidence = late
+    with Client(host.url, policy=host.policy()) as client, ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(client.describe, "m")
+        assert asked.wait(30)
+        for call in (
+            lambda: client.predict("m", example_inputs(), timeout=0.2),
+            lambda: client.describe("m", timeout=0.2),
+        ):
+            with pytest.raises(DeadlineError, match="no answer before the deadline"):
+                call()
+        going_on.set()
+        assert patient.result(30).name == "m"
+
+    async def run() -> None:
+        going_on.clear()
+        asked.clear()
+        async with AsyncClient(host.url, policy=host.policy()) as client:
+            patient = asyncio.create_task(client.describe("m"))
+            await asyncio.to_thread(asked.wait, 30)
+            with pytest.raises(DeadlineError, match="no answer before the deadline"):
+                await client.predict("m", example_inputs(), timeout=0.2)
+            going_on.set()
+            assert (await patient).name == "m"
+            assert (await client.describe("m", timeout=20.0)).name == "m"
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("url", ["host:8080", "ftp://host", "http://["])

@@ -115,6 +115,21 @@ def test_a_redirect_is_not_followed(send: Sender) -> None:
         found.close()
 
 
+@pytest.mark.parametrize(
+    ("said", "seconds"), [(b"7", 7), (b"soon", None), (b"-1", None), (b"9" * 20, None), (b"", None)]
+)
+def test_a_refusal_says_when_to_ask_again(send: Sender, said: bytes, seconds: int | None) -> None:
+    found = Listener(
+        b"HTTP/1.1 429 Too Many Requests\r\nretry-after: %b\r\nContent-Length: 0\r\n\r\n" % said
+    )
+    try:
+        with pytest.raises(ServerError, match="HTTP 429") as refusal:
+            send(found.url, Send("GET", f"{found.url}/x", 10))
+        assert (refusal.value.status, refusal.value.retry_after) == (429, seconds)
+    finally:
+        found.close()
+
+
 def test_a_user_in_the_address(listener: Listener, send: Sender) -> None:
     url = listener.url.replace("//", "//me:p%40ss@")
     assert send(url, Send("GET", f"{url}/x", 2)) == b"ok"

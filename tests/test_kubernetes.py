@@ -211,6 +211,35 @@ def test_names_that_kubernetes_does_not_take_are_refused(sealed: Sealed) -> None
         manifests(alike, Cluster(KEYS))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-o", "m.vessel"], "choose another name"),
+        (["-o", "none/k.yaml"], "no folder none"),
+        (["-o", "folder"], "it is a folder"),
+        (["folder"], "folder; name the sealed models in it"),
+        (["a b.vessel"], "NAME=a b.vessel"),
+        (["--replicas", "2147483648"], "--replicas"),
+    ],
+)
+def test_misuse_of_the_command_line_leaves_everything_as_it_was(
+    sealed: Sealed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "m.vessel"
+    model.write_bytes(sealed.vessel.read_bytes())
+    (tmp_path / "folder").mkdir()
+    done = CliRunner().invoke(app, ["kubernetes", "m.vessel", "--keys", KEYS, *options])
+    assert done.exit_code != 0
+    assert words in (str(done.exception) + done.output)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "m.vessel"]
+    assert model.read_bytes() == sealed.vessel.read_bytes()
+
+
 def test_the_command_line_writes_a_file_or_prints(sealed: Sealed, tmp_path: Path) -> None:
     path = tmp_path / "k.yaml"
     command = ["kubernetes", f"one={sealed.vessel}", f"two={sealed.vessel}", "--keys", KEYS]

@@ -190,7 +190,7 @@ def serving(sealed: Sealed, folder: Path) -> Iterator[Serving]:
     command = [sys.executable, "-m", "vessels", "serve", f"small={sealed.vessel}", "--listen"]
     command += ["127.0.0.1:0", "--insecure-key", str(sealed.key), "--log", "json"]
     text = new_policy(
-        "small", model_digest(sealed.vessel),
+        {"small": [model_digest(sealed.vessel)]},
         measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
         insecure_simulation_root=SimulationRoot.load_or_create().trusted,
     )  # fmt: skip

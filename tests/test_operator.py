@@ -201,6 +201,16 @@ def test_truncated_sealed_files(sealed: Sealed, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [cut]
 
 
+def test_what_is_no_file_is_no_sealed_model(sealed: Sealed, tmp_path: Path) -> None:
+    """Nobody waits for who may write to a pipe."""
+    pipe = tmp_path / "pipe.vessel"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        done = vessels("inspect", path, "--key", sealed.key)
+        assert done.returncode == 5
+        assert str(path) in done.stderr and "no regular file" in done.stderr
+
+
 def test_the_key_of_another_model(sealed: Sealed, tmp_path: Path) -> None:
     key = tmp_path / "other.key"
     key.write_text("0" * 64 + "\n")

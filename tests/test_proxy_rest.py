@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +22,8 @@ from tests.http_running import running
 from tests.proxy_running import check, running_proxy, tensors
 from tests.sealed_double import Host, compute, error_body, example_inputs
 from vessels import __version__
+from vessels.errors import ServerError
+from vessels.proxy.gateway import Gateway
 from vessels.proxy.run import Addresses
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -294,6 +298,35 @@ def test_what_goes_wrong_at_the_server(
     host.instead = instead
     answer = web.post(INFER, json=as_json(example_inputs()))
     assert (answer.status_code, host.url in answer.json()["error"]) == (status, True)
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(429, 7), (503, 3), (503, None)])
+def test_when_to_ask_again_is_what_the_server_says(
+    web: httpx2.Client, monkeypatch: pytest.MonkeyPatch, status: int, seconds: int | None
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise ServerError("it has too much to do.", status=status, retry_after=seconds)
+
+    monkeypatch.setattr(Gateway, "infer", refuse)
+    answer = web.post(INFER, json=as_json(example_inputs()))
+    assert answer.status_code == status
+    assert answer.headers.get("retry-after") == (None if seconds is None else str(seconds))
+
+
+def test_a_deadline_holds_before_the_model_is_attested(web: httpx2.Client, host: Host) -> None:
+    going_on = threading.Event()
+
+    def late(evidence: bytes) -> bytes:
+        going_on.wait(30)
+        return evidence
+
+    host.alter_evidence = late
+    began = time.monotonic()
+    request = as_json(example_inputs()) | {"parameters": {"timeout": 300_000}}
+    answer = web.post("/v2/models/m/infer", json=request)
+    going_on.set()
+    assert answer.status_code == 504, answer.text
+    assert time.monotonic() - began < 10
 
 
 def test_an_enclave_that_the_policy_refuses(web: httpx2.Client, host: Host) -> None:

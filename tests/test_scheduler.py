@@ -180,6 +180,11 @@ def test_failures_long_ago_delay_no_restart() -> None:
 def test_a_model_too_large_for_the_machine_is_refused_with_the_figure() -> None:
     with pytest.raises(UsageError, match=r"needs 10,485,760 bytes .* has 10,485,759"):
         Scheduler(Machine(1, 10 * MIB - 1), [model()])
+    # All that do not fit are named, and what the largest of them needs in whole MiB.
+    sizes = {"m": MIB, "n": 3 * MIB + 1, "o": 9}
+    models = [model(name, Shape(0, 1, 1, size)) for name, size in sizes.items()]
+    with pytest.raises(UsageError, match=r"model m needs .* model n needs .* Give it 4 MiB"):
+        Scheduler(Machine(1, MIB - 1), models)
     with pytest.raises(UsageError, match="needs 4 threads and the machine has 2"):
         Scheduler(Machine(2), [model("m", Shape(0, 1, 4, 1))])
     # Only shapes that fit are ever used.

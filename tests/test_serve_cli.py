@@ -131,6 +131,40 @@ def test_the_command_line_holds_instead_of_the_file(tmp_path: Path) -> None:
     assert _settings([], None, config, threads=2, queue=9) == ({"m": other}, None)
 
 
+def test_a_terminal_that_is_closed_ends_it_in_order(sealed: Sealed, tmp_path: Path) -> None:
+    with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
+        server.await_event("model_ready")
+        server.process.send_signal(signal.SIGHUP)
+        assert server.end(signal.SIGHUP) == 0
+        assert [e["at_once"] for e in server.events if e["event"] == "stopping"] == [False]
+        assert server.happened("stopped")
+
+
+def test_under_nohup_it_outlives_its_terminal(sealed: Sealed, tmp_path: Path) -> None:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
+            server.await_event("model_ready")
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.3)
+            assert server.process.poll() is None and not server.happened("stopping")
+            assert server.end() == 0
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+
+
+def test_why_it_does_not_start_is_an_event_of_its_log(sealed: Sealed, tmp_path: Path) -> None:
+    options = (sealed.vessel, "--insecure-key", sealed.key)
+    with served(tmp_path, *options, "--epc", "1MiB") as server:
+        assert server.process.wait(PATIENCE) == 2
+    failed = server.events[-1]
+    assert (failed["event"], failed["kind"], failed["exit_code"]) == ("failed", "UsageError", 2)
+    assert "bytes of trusted memory" in failed["message"]
+    with command(server.log, "serve", *options, "--epc", "1MiB", "--log", "text") as server:
+        assert server.process.wait(PATIENCE) == 2
+    assert "error: model m needs" in server.log.read_text()
+
+
 def test_its_enclaves_end_with_it(sealed: Sealed, tmp_path: Path) -> None:
     with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
         server.await_event("model_ready")

@@ -83,7 +83,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_a_folder(tmp_path: Path) -> None:
     for name in ("b.vessel", "a.vessel", "a.key"):
         (tmp_path / name).write_bytes(b"")
+    # A build that is under way, or was killed.
+    (tmp_path / ".b.tmp1.vessel").write_bytes(b"")
     assert [m.name for m in in_folder(tmp_path)] == ["a", "b"]
+    with pytest.raises(UsageError, match=r"is a folder; .* --models"):
+        named([str(tmp_path)])
     with pytest.raises(UsageError, match="cannot read folder"):
         in_folder(tmp_path / "none")
     (tmp_path / "empty").mkdir()

@@ -163,7 +163,7 @@ def test_while_an_enclave_starts_requests_are_refused_at_once(sealed: Sealed) ->
 def test_a_key_service_that_comes_back(sealed: Sealed) -> None:
     keys = Keys(InsecureKeyFiles.load([sealed.key]), KeyReleaseError("away.", "unreachable"))
     with serving({"m": sealed.vessel}, keys) as running:
-        until(lambda: keys.asked >= 2, "another attempt")
+        until(lambda: failed_keys(running) >= 2, "another attempt")
         enclave = running.enclave
         keys.refusal = None
         running.await_ready()
@@ -222,7 +222,7 @@ def key_service(sealed: Sealed, *, of: bytes | None = None) -> Iterator[tuple[st
     software = hashlib.sha256(find_enclave_binary().read_bytes()).digest()
     digest = of or model_digest(sealed.vessel)
     text = new_policy(
-        "m", digest, measurements=[software], insecure_simulation_root=root.trusted
+        {"m": [digest]}, measurements=[software], insecure_simulation_root=root.trusted
     )  # fmt: skip
     rules = Policy.parse(text, "policy.toml")
     keys = OneKey(ModelKey("m", digest, load_key(sealed.key), now()))
@@ -380,6 +380,34 @@ def test_an_altered_model_does_not_stop_the_others(sealed: Sealed, tmp_path: Pat
         body, _ = bad.sealed({"image": image()})
         answer = httpx2.post(f"{path}/predict", content=body, timeout=PATIENCE)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_refused")
+        body, opener = running.sealed({"image": image()})
+        opener.open(running.post(body).content)
+
+
+@pytest.mark.parametrize("size", [None, 0, -1])
+def test_a_model_that_is_taken_away_or_cut_is_missed_until_it_is_back(
+    sealed: Sealed, tmp_path: Path, size: int | None
+) -> None:
+    path = tmp_path / "m.vessel"
+    content = sealed.vessel.read_bytes()
+    path.write_bytes(content)
+    with serving({"m": path}, sealed.key) as running:
+        running.await_ready()
+        path.unlink()
+        if size is not None:
+            path.write_bytes(content[:size])
+        os.kill(running.enclave, signal.SIGKILL)
+        answer = running.post(bytes(200))
+        while answer.status_code != 500:
+            answer = running.post(bytes(200))
+        assert answer.json()["error"]["code"] == "model_refused"
+        if size != -1:
+            # Else there is an enclave, which gives evidence and finds out when it has its key.
+            answer = httpx2.get(f"{running.path}/evidence?nonce={'00' * 32}", timeout=PATIENCE)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_refused")
+        (tmp_path / "whole").write_bytes(content)
+        (tmp_path / "whole").replace(path)
+        until(lambda: running.served.ready, "an enclave that serves")
         body, opener = running.sealed({"image": image()})
         opener.open(running.post(body).content)
 

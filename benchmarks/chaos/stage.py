@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,10 +139,8 @@ def _made_up(port: Port, random: np.random.Generator) -> np.ndarray[Any, Any]:
 
 def _policy_text(paths: Sequence[Path]) -> str:
     """One policy for all models, in the simulation."""
-    lines = [f"{json.dumps(p.stem)} = [{json.dumps(model_digest(p).hex())}]" for p in paths]
-    text = new_policy(
-        paths[0].stem, model_digest(paths[0]),
+    return new_policy(
+        {path.stem: [model_digest(path)] for path in paths},
         measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
         insecure_simulation_root=SimulationRoot.load_or_create().trusted,
-    )  # fmt: skip
-    return text.replace(lines[0], "\n".join(lines))
+    )

@@ -40,11 +40,8 @@ class Models:
 
 def client_policy(models: dict[str, Path]) -> str:
     """What clients of simulated enclaves accept: these models."""
-    (first, path), *others = models.items()
-    text = new_policy(
-        first, model_digest(path),
+    return new_policy(
+        {name: [model_digest(path)] for name, path in models.items()},
         measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
         insecure_simulation_root=SimulationRoot.load_or_create().trusted,
-    )  # fmt: skip
-    lines = [f'"{name}" = ["{model_digest(path).hex()}"]\n' for name, path in others]
-    return text.replace("[models]\n", "[models]\n" + "".join(lines))
+    )

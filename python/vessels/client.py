@@ -29,6 +29,8 @@ from vessels.client_exchange import (
     Step,
     Verify,
     Work,
+    deadline_in,
+    late,
 )
 from vessels.client_http import AsyncHttp, Http
 from vessels.closing import Closing
@@ -109,9 +111,9 @@ class Client(_Base, Closing):
         """As :meth:`predict`, and the attested model that gave the outputs."""
         return self._run(self._exchanges.predict(model, inputs, timeout))
 
-    def describe(self, model: str) -> AttestedModel:
-        """The attested model: its evidence, inputs and outputs."""
-        return self._attested(Attest(model))
+    def describe(self, model: str, *, timeout: float | None = None) -> AttestedModel:
+        """The attested model: its evidence, inputs and outputs, within ``timeout`` seconds."""
+        return self._attested(Attest(model, deadline=deadline_in(timeout)))
 
     def attest(self, model: str) -> AttestedModel:
         """As :meth:`describe`, with evidence asked for now."""
@@ -149,11 +151,16 @@ class Client(_Base, Closing):
     def _attested(self, wish: Attest) -> AttestedModel:
         if (found := self._exchanges.at_hand(wish)) is not None:
             return found
-        with self._turns[wish.model]:
+        turn, seconds = self._turns[wish.model], wish.seconds
+        if not turn.acquire(timeout=-1 if seconds is None else seconds):
+            raise late(self.url)
+        try:
             # Another thread may have been first.
             if (found := self._exchanges.at_hand(wish)) is not None:
                 return found
             return self._run(self._exchanges.attest(wish))
+        finally:
+            turn.release()
 
 
 class AsyncClient(_Base):
@@ -188,9 +195,9 @@ class AsyncClient(_Base):
         """As :meth:`predict`, and the attested model that gave the outputs."""
         return await self._run(self._exchanges.predict(model, inputs, timeout))
 
-    async def describe(self, model: str) -> AttestedModel:
-        """The attested model: its evidence, inputs and outputs."""
-        return await self._attested(Attest(model))
+    async def describe(self, model: str, *, timeout: float | None = None) -> AttestedModel:
+        """The attested model: its evidence, inputs and outputs, within ``timeout`` seconds."""
+        return await self._attested(Attest(model, deadline=deadline_in(timeout)))
 
     async def attest(self, model: str) -> AttestedModel:
         """As :meth:`describe`, with evidence asked for now."""
@@ -236,8 +243,16 @@ class AsyncClient(_Base):
     async def _attested(self, wish: Attest) -> AttestedModel:
         if (found := self._exchanges.at_hand(wish)) is not None:
             return found
-        async with self._turns[wish.model]:
+        turn = self._turns[wish.model]
+        try:
+            async with asyncio.timeout(wish.seconds):
+                await turn.acquire()
+        except TimeoutError:
+            raise late(self.url) from None
+        try:
             # Another task may have been first.
             if (found := self._exchanges.at_hand(wish)) is not None:
                 return found
             return await self._run(self._exchanges.attest(wish))
+        finally:
+            turn.release()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -22,7 +23,13 @@ from vessels.attestation.evidence import MAX_SIZE
 from vessels.attestation.fetch import evidence_url
 from vessels.attestation.text import printable
 from vessels.enclave import Array, checked_inputs
-from vessels.errors import AttestationError, DeadlineError, EnclaveError, ServerError
+from vessels.errors import (
+    AttestationError,
+    DeadlineError,
+    EnclaveError,
+    ServerError,
+    UsageError,
+)
 from vessels.ports import Port
 from vessels.predict_headers import DEADLINE, ENVIRONMENT, MAX_DEADLINE_MS, identity_of
 from vessels.sealed_messages import SUITE, RequestSealer, ResponseOpener
@@ -43,6 +50,8 @@ _NOT_OPENED = "not_opened"
 _ENCLAVE_ENDED = "enclave_ended"
 
 _TIMER_SECONDS = 0.001
+_LONGEST_SECONDS = 1e9
+"""A timeout beyond this is as good, and timers take it."""
 
 T = TypeVar("T")
 
@@ -76,6 +85,23 @@ class Body:
         yield self._make()
 
 
+def deadline_in(timeout: float | None) -> float | None:
+    """The deadline that is ``timeout`` seconds from now, if it is any.
+
+    Raises :class:`~vessels.errors.UsageError` for a timeout that is no number.
+    """
+    if timeout is None:
+        return None
+    if math.isnan(timeout):
+        raise UsageError("a timeout is a number of seconds.")
+    return time.monotonic() + min(timeout, _LONGEST_SECONDS)
+
+
+def late(url: str) -> DeadlineError:
+    """The error for an answer of ``url`` that did not come in time."""
+    return DeadlineError(f"{url.partition('?')[0]}: there was no answer before the deadline.")
+
+
 @dataclass(frozen=True)
 class Send:
     """A request over HTTP. Its result is the body of a good answer, of ``limit`` bytes at most.
@@ -104,7 +130,7 @@ class Send:
         left = self.deadline - time.monotonic()
         # A timer may be a little early.
         if left <= _TIMER_SECONDS:
-            raise DeadlineError(f"{self.url}: there was no answer before the deadline.")
+            raise late(self.url)
         return min(most, left)
 
 
@@ -127,6 +153,11 @@ class Attest:
     model: str
     instead_of: AttestedModel | None = None
     deadline: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it is of use."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 Step = Send | Verify | Attest
@@ -208,7 +239,7 @@ class Exchanges:
         self, model: str, inputs: Mapping[str, Array], timeout: float | None = None
     ) -> Work[tuple[dict[str, Array], AttestedModel]]:
         """One prediction, and who gave it; once more if the enclave is another by now."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_in(timeout)
         attested = yield Attest(model, deadline=deadline)
         try:
             outputs = yield from self._predict(attested, inputs, deadline)
@@ -272,8 +303,8 @@ class Exchanges:
         return Send("POST", url, limit, named, body, deadline)
 
 
-def refused(url: str, status: int, body: bytes) -> ServerError:
-    """What an answer that is no good says; it may say anything."""
+def refused(url: str, status: int, body: bytes, retry_after: bytes = b"") -> ServerError:
+    """What an answer that is no good says; it may say anything. The last is its ``Retry-After``."""
     code, message = None, ""
     try:
         found = json.loads(body)["error"]
@@ -286,6 +317,7 @@ def refused(url: str, status: int, body: bytes) -> ServerError:
         f"{url} answered with HTTP {status}{f' ({printable(code)})' if code else ''}{said}.",
         status=status,
         code=code,
+        retry_after=int(retry_after) if re.fullmatch(rb"[0-9]{1,9}", retry_after) else None,
     )
 
 

@@ -12,6 +12,7 @@ import base64
 import functools
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import httpcore2
@@ -91,8 +92,10 @@ class _Base:
         why = printable(error) or type(error).__name__ if in_time else "it did not answer in time"
         raise ServerError(f"{self.url} cannot be asked: {why}.") from error
 
-    def _answer(self, step: Send, status: int) -> _Answer:
-        return _Answer(self.url, status, step.limit if status == 200 else MAX_ERROR_SIZE)
+    def _answer(self, step: Send, status: int, headers: Sequence[tuple[bytes, bytes]]) -> _Answer:
+        retry_after = next((v for k, v in headers if k.lower() == b"retry-after"), b"")
+        limit = step.limit if status == 200 else MAX_ERROR_SIZE
+        return _Answer(self.url, status, limit, retry_after)
 
 
 class Http(_Base):
@@ -114,7 +117,7 @@ class Http(_Base):
 
     def _ask(self, step: Send) -> bytes:
         with self._pool.stream(**self._asked(step)) as response:
-            answer = self._answer(step, response.status)
+            answer = self._answer(step, response.status, response.headers)
             for piece in response.iter_stream():
                 answer.add(piece)
         return answer.whole()
@@ -143,7 +146,7 @@ class AsyncHttp(_Base):
 
     async def _ask(self, step: Send) -> bytes:
         async with self._pool.stream(**self._asked(step)) as response:
-            answer = self._answer(step, response.status)
+            answer = self._answer(step, response.status, response.headers)
             async for piece in response.aiter_stream():
                 answer.add(piece)
         return answer.whole()
@@ -156,8 +159,9 @@ class AsyncHttp(_Base):
 class _Answer:
     """An answer as it comes, of ``limit`` bytes at most."""
 
-    def __init__(self, url: str, status: int, limit: int) -> None:
+    def __init__(self, url: str, status: int, limit: int, retry_after: bytes) -> None:
         self._url = url
+        self._retry_after = retry_after
         self._status = status
         self._limit = limit
         self._body = bytearray()
@@ -172,7 +176,7 @@ class _Answer:
     def whole(self) -> bytes:
         """All of it. Raises what it says when it is not good."""
         if self._status != 200:
-            raise refused(self._url, self._status, bytes(self._body))
+            raise refused(self._url, self._status, bytes(self._body), self._retry_after)
         return bytes(self._body)
 
 

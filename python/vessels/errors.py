@@ -107,15 +107,24 @@ class ServerError(VesselsError):
     """A server cannot be reached, refused a request, or broke the protocol.
 
     ``status`` is the HTTP status and ``code`` the server's own code (``docs/serving.md``), where
-    there was an answer. Neither is authentic: only what an enclave sealed is.
+    there was an answer, and ``retry_after`` the seconds that it proposes to wait before the next
+    attempt, if it does. None of it is authentic: only what an enclave sealed is.
     """
 
     exit_code = 11
 
-    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.retry_after = retry_after
 
 
 class DeadlineError(ServerError):

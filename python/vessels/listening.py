@@ -169,6 +169,7 @@ async def serve_until_signal(
 ) -> None:
     """Run ``made`` on ``bound`` until SIGTERM or SIGINT; a second one ends what is in flight, too.
 
+    So does SIGHUP, of a terminal that is closed, but under ``nohup``.
     ``on_stop`` is called at each of them. ``stop`` is given the function that does what a signal
     does, for callers that are not a process of their own.
     """
@@ -179,11 +180,19 @@ async def serve_until_signal(
         if on_stop is not None:
             on_stop()
 
+    def hang_up() -> None:
+        # Shell and kernel may both send one.
+        if not made.should_exit:
+            end()
+
     if stop is not None:
         stop(end)
     else:
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, end)
+            loop.add_signal_handler(number, end)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, hang_up)
     await made.serve(sockets=[bound])
 
 

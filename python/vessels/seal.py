@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -215,6 +216,9 @@ def opens(path: Path, key: bytes) -> bool:
 
 def _opened(path: Path) -> BinaryIO:
     try:
+        # To open a pipe would be to wait for who writes to it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SealedError(f"cannot read sealed model {path}: it is no regular file.")
         return path.open("rb")
     except OSError as error:
         raise SealedError(f"cannot read sealed model {path}: {error.strerror}.") from error

@@ -136,7 +136,8 @@ class ModelView:
     p95_ms: float | None
     p99_ms: float | None
     batch_mean: float | None
-    shed_per_second: dict[str, float]
+    refused_per_second: dict[str, float]
+    """What was not answered, by the code that its client was told."""
     launches: int
     evictions: int
 
@@ -195,9 +196,9 @@ _OF_MODELS = (
 def _model(name: str, earlier: Reading, later: Reading, seconds: float) -> ModelView:
     latency = _between(earlier, later, _LATENCY, name)
     batch = _between(earlier, later, _BATCH, name)
-    shed = later.by("reason", "vessels_shed_total", model=name)
-    shed_before = earlier.by("reason", "vessels_shed_total", model=name)
-    added = {reason: _added(shed_before.get(reason), total) for reason, total in shed.items()}
+    before = earlier.by("outcome", "vessels_requests_total", model=name)
+    outcomes = later.by("outcome", "vessels_requests_total", model=name)
+    added = {code: _added(before.get(code), now) for code, now in outcomes.items() if code != "ok"}
     p50, p95, p99 = _percentiles_ms(latency)
     return ModelView(
         name=name,
@@ -215,7 +216,7 @@ def _model(name: str, earlier: Reading, later: Reading, seconds: float) -> Model
         p95_ms=p95,
         p99_ms=p99,
         batch_mean=batch.mean if batch else None,
-        shed_per_second={reason: n / seconds for reason, n in sorted(added.items()) if n},
+        refused_per_second={code: n / seconds for code, n in sorted(added.items()) if n},
         launches=_whole(later.get("vessels_launches_total", model=name)) or 0,
         evictions=_whole(later.get("vessels_evictions_total", model=name)) or 0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vessels.attestation.roots import Root
 from vessels.attestation.verify import Tee
@@ -25,7 +25,7 @@ _MODELS = """
 # The sealed models that may be opened, by name: the digest of each build,
 # as `vessels policy new` computes it.
 [models]
-{name} = [{digest}]
+{models}
 """
 
 _SGX = """
@@ -55,23 +55,24 @@ advisories = []
 
 
 def new_policy(
-    name: str,
-    digest: bytes,
+    models: Mapping[str, Sequence[bytes]],
     *,
     tee: Tee = Tee.SGX,
     measurements: Sequence[bytes] = (),
     insecure_simulation_root: Root | None = None,
 ) -> str:
-    """A policy for one model that opens in a ``tee`` with one of ``measurements``.
+    """A policy for ``models`` that open in a ``tee`` with one of ``measurements``.
 
-    ``measurements`` are of ``mr_enclave`` or ``mr_td``. Where one is missing its list stays
-    empty, and the policy is refused until it is filled in.
+    Models are the digests of their builds by name. ``measurements`` are of ``mr_enclave`` or
+    ``mr_td``. Where one is missing its list stays empty, and the policy is refused until it is
+    filled in.
     """
     text = _HEAD
     if insecure_simulation_root is not None:
         text += _SIMULATION.format(pem=insecure_simulation_root.pem)
     # A TOML key in quotes is written as a JSON text is.
-    text += _MODELS.format(name=json.dumps(name, ensure_ascii=False), digest=_listed([digest]))
+    lines = [f"{json.dumps(n, ensure_ascii=False)} = [{_listed(d)}]" for n, d in models.items()]
+    text += _MODELS.format(models="\n".join(lines))
     software = _SGX if tee is Tee.SGX else _TDX
     return text + software.format(measurements=_listed(measurements)) + _TCB
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vessels import api
 from vessels.api import Inspection
-from vessels.cli.common import mib, out, parse_shapes, parse_size, progress, sizes_table
+from vessels.cli.common import mib, out, parse_shapes, parse_size, print_json, progress, sizes_table
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX model.")]
 Shapes = Annotated[
@@ -51,6 +51,9 @@ def build(
             "resident, every tensor and workspace in memory of its own.",
         ),
     ] = "planned",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on standard output.")
+    ] = False,
 ) -> None:
     """Compile an ONNX model to a plan for one small memory pool, and seal it."""
     key_file = key or output.with_suffix(".key")
@@ -66,6 +69,9 @@ def build(
             policy=policy,
             progress=report,
         )
+    if as_json:
+        print_json({"model": str(output), "key": str(key_file), **built.as_json()})
+        return
     print_inspection(built, f"{output} ({mib(output.stat().st_size)})")
     out.print(f"{'made' if fresh else 'used'} key {key_file}", highlight=False, soft_wrap=True)
 

@@ -38,10 +38,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match.group(2).lower() not in _UNITS:
         raise typer.BadParameter(f"{text!r} is no size; write one like 16MiB, 4MB or 65536.")
-    size = int(float(match.group(1)) * _UNITS[match.group(2).lower()])
-    if size < 1:
-        raise typer.BadParameter("a size is at least 1 byte.")
-    return size
+    size = float(match.group(1)) * _UNITS[match.group(2).lower()]
+    if not 1 <= size < 1 << 63:
+        raise typer.BadParameter(f"{text!r:.40} is no size: it is from 1 byte to 8 EiB.")
+    return int(size)
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
@@ -128,15 +128,21 @@ def run_app(app: typer.Typer) -> None:
 
 
 def fail(error: VesselsError) -> int:
-    """Report ``error`` and give its exit code: JSON on standard output where JSON was asked for."""
+    """Report ``error`` and give its exit code: JSON on standard output where JSON was asked for.
+
+    A server whose log is JSON ends it with the event ``failed``.
+    """
+    from vessels.serve.logs import event, is_json
+
+    details = {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
     if "--json" in sys.argv[1:]:
-        details = {
-            "kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code
-        }  # fmt: skip
         # Standard output may be what failed.
         with contextlib.suppress(OSError):
             print_json({"error": details})
-    err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+    if is_json():
+        event("failed", level=logging.ERROR, **details)
+    else:
+        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
     return error.exit_code
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,9 @@ from typing import Annotated
 import typer
 
 from vessels.cli.common import err, mib
+
+MAX_REPLICAS = (1 << 31) - 1
+"""Of the Kubernetes API."""
 
 
 def kubernetes(
@@ -34,7 +36,7 @@ def kubernetes(
         str | None,
         typer.Option(metavar="NAME", help="A volume claim that holds the models instead."),
     ] = None,
-    replicas: Annotated[int, typer.Option(min=0, help="Pods of each model.")] = 1,
+    replicas: Annotated[int, typer.Option(min=0, max=MAX_REPLICAS, help="Pods of each model.")] = 1,
     rung: Annotated[
         int | None,
         typer.Option(min=0, help="Rung, as in the signed folder. Default: the model's own."),
@@ -46,15 +48,19 @@ def kubernetes(
     ] = None,
 ) -> None:
     """Write Kubernetes manifests that serve sealed models on SGX nodes."""
-    from vessels.files import write_whole
+    from vessels.files import check_destination, write_whole
     from vessels.kubernetes import Cluster, as_yaml, deployed, manifests
+    from vessels.serve.config import named
 
+    wanted = named(models)
+    if output is not None:
+        check_destination(output, keep=[model.path for model in wanted])
     cluster = Cluster(keys=keys, replicas=replicas, claim=claim)
     if image is not None:
         cluster = replace(cluster, image=image)
     found = [
-        deployed(path, name=name, rung=rung, slots=slots, threads=threads)
-        for name, path in _named(models)
+        deployed(model.path, name=model.name, rung=rung, slots=slots, threads=threads)
+        for model in wanted
     ]
     text = as_yaml(manifests(found, cluster))
     if output is None:
@@ -66,15 +72,6 @@ def kubernetes(
             f"{model.label}: {replicas} of {mib(model.epc_size)} of trusted memory each.",
             highlight=False,
         )
-
-
-def _named(texts: Sequence[str]) -> list[tuple[str | None, Path]]:
-    found: list[tuple[str | None, Path]] = []
-    for text in texts:
-        name, equals, path = text.partition("=")
-        # A path may hold `=` itself.
-        found.append((name, Path(path)) if equals and "/" not in name else (None, Path(text)))
-    return found
 
 
 def _write(path: Path, text: str) -> None:

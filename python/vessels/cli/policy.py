@@ -13,8 +13,6 @@ from vessels.errors import UsageError
 
 app = typer.Typer(help="Write what evidence is accepted of an enclave.", no_args_is_help=True)
 
-Sealed = Annotated[Path, typer.Argument(metavar="MODEL.vessel", help="The sealed model.")]
-
 
 @app.callback()
 def _group() -> None:
@@ -23,7 +21,13 @@ def _group() -> None:
 
 @app.command()
 def new(
-    model: Sealed,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]MODEL.vessel…",
+            help="Sealed models; the file's name is the model's. Two of one name are two builds.",
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -31,7 +35,7 @@ def new(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What the model is called. Default: the file's name.")
+        str | None, typer.Option(help="What the model is called, where there is but one.")
     ] = None,
     mr_enclave: Annotated[
         list[str] | None,
@@ -49,8 +53,8 @@ def new(
         ),
     ] = False,
 ) -> None:
-    """Write a policy for a sealed model, to start from."""
-    from vessels.attestation import Tee, model_digest
+    """Write a policy for sealed models, to start from."""
+    from vessels.attestation import Tee
     from vessels.attestation.simulation import Enclave, SimulationRoot
     from vessels.attestation.template import new_policy
     from vessels.enclave import find_enclave_binary
@@ -60,8 +64,9 @@ def new(
         raise UsageError("--mr-enclave is of SGX and --mr-td of TDX; give one of them.")
     if insecure_simulation and mr_td:
         raise UsageError("the simulation is of SGX; --mr-td is of TDX.")
+    found = _named(models, name)
     if output is not None:
-        check_destination(output, keep=[model])
+        check_destination(output, keep=[path for _, path in found])
     measurements = [_measurement(m, 32) for m in mr_enclave or ()]
     measurements += [_measurement(m, 48) for m in mr_td or ()]
     root = None
@@ -72,8 +77,7 @@ def new(
             "warning: this policy trusts a SIMULATION, which protects nothing.", style="yellow"
         )
     text = new_policy(
-        name or model.stem,
-        model_digest(model),
+        _builds(found),
         tee=Tee.TDX if mr_td else Tee.SGX,
         measurements=measurements,
         insecure_simulation_root=root,
@@ -88,6 +92,31 @@ def new(
             "Fill in the empty lists before you use it; until then it is refused.",
             highlight=False,
         )
+
+
+def _named(texts: list[str], name: str | None) -> list[tuple[str, Path]]:
+    """The models with their names."""
+    from vessels.serve.config import named
+
+    if name is None:
+        return [(model.name, model.path) for model in named(texts)]
+    if len(texts) > 1:
+        raise UsageError("--name is for one model; write NAME=MODEL.vessel for each.")
+    return [(name, Path(texts[0]))]
+
+
+def _builds(models: list[tuple[str, Path]]) -> dict[str, list[bytes]]:
+    """The digests of each model's builds."""
+    from vessels.attestation import model_digest
+
+    builds: dict[str, list[bytes]] = {}
+    paths: dict[bytes, Path] = {}
+    for name, path in models:
+        digest = model_digest(path)
+        if (same := paths.setdefault(digest, path)) is not path:
+            raise UsageError(f"{same} and {path} are one build; a policy has it once.")
+        builds.setdefault(name, []).append(digest)
+    return builds
 
 
 def _write(path: Path, text: str) -> None:

@@ -73,10 +73,10 @@ class Gateway:
         except VesselsError:
             return False
 
-    async def model(self, name: str, version: str) -> AttestedModel:
+    async def model(self, name: str, version: str, timeout: float | None = None) -> AttestedModel:
         """The attested model ``name``, of build ``version`` unless that is empty."""
         self._check_known(name)
-        return _of_version(await self._client.describe(name), name, version)
+        return _of_version(await self._client.describe(name, timeout=timeout), name, version)
 
     async def infer(
         self,
@@ -91,7 +91,7 @@ class Gateway:
         The answer is of use for ``timeout`` seconds.
         """
         began = time.monotonic()
-        model = await self.model(name, version)
+        model = await self.model(name, version, timeout)
         _check_outputs(model, wanted)
         if timeout is not None:
             timeout -= time.monotonic() - began

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from vessels import __version__
 from vessels.client import AttestedModel
 from vessels.enclave import Array
-from vessels.errors import RequestError
+from vessels.errors import RequestError, ServerError
 from vessels.listening import TooLarge, TooSlow, read_body
 from vessels.ports import Port
 from vessels.proxy.gateway import (
@@ -66,7 +66,9 @@ def _answering(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except Exception as error:
             status, _, text = meaning(error)
-            return JSONResponse({"error": text}, status)
+            seconds = error.retry_after if isinstance(error, ServerError) else None
+            headers = None if seconds is None else {"Retry-After": str(seconds)}
+            return JSONResponse({"error": text}, status, headers)
 
     return answer
 

@@ -88,14 +88,23 @@ def named(texts: Iterable[str]) -> tuple[ModelSettings, ...]:
         # A path may hold `=` itself.
         if not equals or not _NAME.fullmatch(name):
             name, path = Path(text).stem, text
+        if Path(path).is_dir():
+            raise UsageError(
+                f"{path} is a folder; name the sealed models in it. `vessels serve` takes them all "
+                f"with --models {path}."
+            )
         found.append(ModelSettings(checked_name(name, path), Path(path)))
     return tuple(found)
 
 
 def in_folder(folder: Path) -> tuple[ModelSettings, ...]:
-    """All sealed models in ``folder``, by name. Raises :class:`UsageError`."""
+    """All sealed models in ``folder``, by name, but those that are being written.
+
+    Raises :class:`UsageError`.
+    """
     try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix == ".vessel")
+        names = (p for p in folder.iterdir() if p.suffix == ".vessel")
+        paths = sorted(p for p in names if not p.name.startswith("."))
     except OSError as error:
         raise UsageError(f"cannot read folder {folder}: {error.strerror}.") from error
     if not paths:

@@ -31,7 +31,7 @@ class Code(StrEnum):
     INTERNAL = "internal"
     """A defect of the server."""
     MODEL_REFUSED = "model_refused"
-    """The enclave refuses its own model: the sealed file was altered."""
+    """The enclave refuses its own model: the sealed file was altered, cut or taken away."""
     NOT_READY = "not_ready"
     """The model's enclave cannot get its key at present, or ended before it could answer."""
     ENCLAVE_ENDED = "enclave_ended"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
-from vessels.errors import VesselsError
+from vessels.errors import KeyFileError, SealedError, VesselsError
 from vessels.schedule.account import EpcAccount
 from vessels.schedule.decisions import Assign, Decision, Launch, Reason, Refuse, Run, Stop
 from vessels.schedule.events import Arrived, Ended, Event, Finished, Gone, Ready, Tick, Wanted
@@ -27,7 +27,7 @@ from vessels.serve.logs import event, failure
 from vessels.serve.metrics import show
 from vessels.serve.model import ServedModel
 from vessels.serve.runs import Answer
-from vessels.serve.tickets import Ticket, keyless, refusal
+from vessels.serve.tickets import Ticket, keyless, refusal, unusable
 
 COLD: Final = "cold"
 """The state of a model that has no environment, but can be given one when it is asked for."""
@@ -65,6 +65,8 @@ class Host:
         self._waiting = dict.fromkeys(self.models, 0)
         self._able: set[str] = set()
         """Models of which an environment can be had, as far as is known."""
+        self._unusable: set[str] = set()
+        """Models whose file or key was refused when one was last started."""
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
         self.failed = False
@@ -141,7 +143,7 @@ class Host:
             and (identity is None or e.identity == identity)
         ]
         if not found:
-            raise refusal(Reason.ELSEWHERE)
+            raise unusable() if model in self._unusable else refusal(Reason.ELSEWHERE)
         environment = max(found, key=lambda e: (e.state is State.READY, e.number))
         if environment.refused_key:
             raise keyless()
@@ -159,6 +161,8 @@ class Host:
         try:
             return await environment.evidence(nonce)
         except ServeError:
+            if model in self._unusable and not self.is_serving(model):
+                raise unusable() from None
             if not environment.stopping:
                 raise
         # It had to go just then; the next one is of no less use.
@@ -202,6 +206,7 @@ class Host:
     def ready(self, environment: Environment) -> None:
         """It answers requests."""
         self._able.add(environment.model.name)
+        self._unusable.discard(environment.model.name)
         self._tell(Ready(_now(), environment.number))
 
     def larger(self, environment: Environment, size: int) -> None:
@@ -303,6 +308,8 @@ class Host:
             why = await environment.live()
         except VesselsError as error:
             why = str(error)
+            if isinstance(error, SealedError | KeyFileError):
+                self._unusable.add(model)
         except Exception as error:
             failure("supervision_failed", error, model=model)
             why = "a defect of the server"

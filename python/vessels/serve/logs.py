@@ -45,7 +45,7 @@ class Lines(logging.Formatter):
 
     def __init__(self, style: Style) -> None:
         super().__init__()
-        self._form = style
+        self.style = style
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = dict(getattr(record, "fields", {}))
@@ -59,7 +59,7 @@ class Lines(logging.Formatter):
             fields["trace"] = "".join(traceback.format_tb(where)) + kind.__name__
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         level = record.levelname.lower()
-        if self._form is Style.JSON:
+        if self.style is Style.JSON:
             return json.dumps({"time": time, "level": level, "event": what, **fields}, default=str)
         shown = " ".join(f"{k}={_shown(v)}" for k, v in fields.items() if k != "trace")
         trace = "\n" + fields["trace"] if "trace" in fields else ""
@@ -69,6 +69,12 @@ class Lines(logging.Formatter):
 def _shown(value: object) -> str:
     text = printable(value)
     return json.dumps(text, ensure_ascii=False) if " " in text or not text else text
+
+
+def is_json() -> bool:
+    """Whether the log of this process is JSON, so that nothing else belongs on standard error."""
+    formatters = (handler.formatter for handler in logging.getLogger().handlers)
+    return any(isinstance(f, Lines) and f.style is Style.JSON for f in formatters)
 
 
 def use_server_log(style: Style) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vessels.serve.environment import Environment
     from vessels.serve.host import Host
 
-ENVIRONMENT_STATES = ("starting", "ready", "running", "stopping")
+ENVIRONMENT_STATES = ("starting", "keyless", "ready", "running", "stopping")
 
 _SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -66,7 +66,7 @@ class Metrics:
         )
         self.launches = counter("vessels_launches", "Environments launched.", "model")
         self.evictions = counter(
-            "vessels_evictions", "Environments ended for the sake of others.", "model"
+            "vessels_evictions", "Environments ended for others, or for a successor.", "model"
         )  # fmt: skip
         self.starts = counter("vessels_enclave_starts", "Enclave processes started.", "model")
         self.ends = counter(
@@ -133,4 +133,6 @@ def _state(environment: Environment) -> str:
         return "stopping"
     if environment.running_count:
         return "running"
+    if environment.refused_key:
+        return "keyless"
     return "ready" if environment.serves else "starting"

@@ -52,6 +52,13 @@ def refusal(reason: Reason, retry_after: float = 1.0) -> ServeError:
     return ServeError(code, message, retry_after=retry_after)
 
 
+def unusable() -> ServeError:
+    """What a client is told while no enclave opens the model that is there."""
+    return ServeError(
+        Code.MODEL_REFUSED, "the sealed model on this host was altered, cut or taken away."
+    )
+
+
 def keyless() -> ServeError:
     """What a client is told while an enclave does not get its key."""
     return ServeError(Code.NOT_READY, "the enclave of this model has not been given its key.")
