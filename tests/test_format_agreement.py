@@ -108,3 +108,13 @@ def test_right_ladders_are_taken(counts: set[int], tmp_path: Path) -> None:
     path = tmp_path / "m.vessel"
     path.write_bytes(replace(GOOD, header=header).padded().file())
     assert python_refuses(path) is None and enclave_refuses(path) is None
+
+
+@pytest.mark.parametrize("ports", [1, 2])
+def test_ports_are_aligned(ports: int, tmp_path: Path) -> None:
+    program = copy.deepcopy(GOOD.program)
+    program[ports][0][0] += 2
+    path = tmp_path / "m.vessel"
+    path.write_bytes(replace(GOOD, program=program).padded().file())
+    assert "V5" in (python_refuses(path) or "")
+    assert "misaligned" in (enclave_refuses(path) or "")

@@ -112,8 +112,7 @@ def _check_view(program: Program, view: View, limit: int, regions: str) -> None:
     if low < 0 or high > view.buffer.size:
         raise PlanError(f"V5 view: bytes {low}..{high} are outside of buffer {view.buffer.name}.")
     base = program.offsets[view.buffer]
-    if (base + view.offset) % view.dtype.size:
-        raise PlanError(f"V5 view: address {base + view.offset} is not aligned to its dtype.")
+    _check_alignment(base, view)
     if base + low < 0 or base + high > limit:
         where = f"{base + low}..{base + high}"
         raise PlanError(f"V6 region: bytes {where} are outside of the {regions} regions.")
@@ -121,9 +120,15 @@ def _check_view(program: Program, view: View, limit: int, regions: str) -> None:
         raise PlanError(f"V6 region: bytes {base + low}..{base + high} leave their slot.")
 
 
+def _check_alignment(base: int, view: View) -> None:
+    if (base + view.offset) % view.dtype.size:
+        raise PlanError(f"V5 view: address {base + view.offset} is not aligned to its dtype.")
+
+
 def _check_port(program: Program, name: str, view: View) -> None:
     low, high = view.span()
     base = program.offsets[view.buffer]
+    _check_alignment(base, view)
     if not view.is_dense or base + low < 0 or base + high > program.layout.io_size:
         raise PlanError(f"V7 port {name}: not a dense view inside the I/O region.")
 
