@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -78,6 +79,19 @@ def nodes(*epc_mib: int, head_epc_mib: int = 0) -> Iterator[Nodes]:
         end: list[Callable[[], None]] = [serve.shutdown, ray.shutdown, cluster.shutdown]
         for call in end:
             call()
+
+
+def enclaves(model: Path) -> set[int]:
+    """The processes that hold ``model``."""
+    found = set()
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"--model" in words and str(model).encode() in words:
+            found.add(int(line.parent.name))
+    return found
 
 
 def free_port() -> int:

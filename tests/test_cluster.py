@@ -1,74 +1,57 @@
-"""Serving on a Ray cluster, without nodes that die: needs, configuration, routing, one node."""
+"""Serving on a Ray cluster, as far as it goes without one: needs, configuration, routing."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-import tritonclient.http
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'vessels[ray]'")
 
-import httpx2
 from pydantic import ValidationError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.request_router import PendingRequest
 
-from tests.attestation import policy
-from tests.cluster_running import deployed, nodes
+import vessels
 from tests.conftest import Sealed
-from tests.proxy_running import running_proxy
-from vessels import Client, Enclave
-from vessels.attestation import Policy, model_digest
-from vessels.attestation.simulation import Enclave as Measured
-from vessels.attestation.simulation import SimulationRoot
+from vessels import Enclave
 from vessels.cli import app as command_line
-from vessels.cluster.config import ClusterConfig
+from vessels.cluster.config import ClusterConfig, ModelConfig
 from vessels.cluster.ingress import _not_taken
 from vessels.cluster.need import MIB, Need, largest_node, need_of, resources_argument, shortage
 from vessels.cluster.router import EnvironmentRouter, share_to_move
-from vessels.enclave import find_enclave_binary
+from vessels.errors import UsageError
+from vessels.ladder import Ladder
 from vessels.schedule.model import Shape
+from vessels.seal import read_header
 from vessels.serve.errors import Code
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A user's own state, with the simulation's root."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def rules(sealed: Sealed, home: None) -> Policy:
-    measured = Measured.of_binary(find_enclave_binary())
-    return policy(
-        models={"m": [model_digest(sealed.vessel).hex()]},
-        sgx={"mr_enclave": [measured.mr_enclave.hex()]},
-        root=SimulationRoot.load_or_create(),
+def streamed(folder: Path) -> Path:
+    """A model of 8 MiB of parameters and hardly anything else."""
+    weights = np.zeros((1024, 2048), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "streamed",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1024])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2048])],
+        [numpy_helper.from_array(weights, "w")],
     )
-
-
-@pytest.fixture(scope="module")
-def image(sealed: Sealed) -> Any:
-    return np.load(sealed.image)
-
-
-@pytest.fixture(scope="module")
-def expected(sealed: Sealed, image: Any) -> Any:
-    with Enclave(sealed.vessel, key=sealed.key) as enclave:
-        return enclave.run({"image": image})["scores"]
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "m.onnx")
+    vessels.build(folder / "m.onnx", folder / "m.vessel", key=folder / "m.key")
+    return folder / "m.vessel"
 
 
 # What is asked of nodes.
@@ -92,9 +75,47 @@ def test_an_environment_needs_its_pool_and_its_process(sealed: Sealed) -> None:
     one, two = (need_of(sealed.vessel, threads=t) for t in (1, 2))
     assert one.thread_count == 1
     assert two == need_of(sealed.vessel)
-    with Enclave(sealed.vessel, key=sealed.key, threads=1) as enclave:
-        enclave.run({"image": np.load(sealed.image)})
-        assert enclave.ready.pool_size < enclave.memory().trusted <= one.size
+    four = need_of(sealed.vessel, threads=1, slots=4)
+    for needed in (one, four):
+        shape = needed.shape
+        with Enclave(
+            sealed.vessel, key=sealed.key, threads=1, slots=shape.slots, rung=shape.rung
+        ) as enclave:
+            enclave.run_batch([{"image": np.load(sealed.image)}] * shape.slots)
+            assert enclave.ready.pool_size < enclave.memory().trusted <= needed.size
+        machine = needed.machine
+        assert machine.core_count == 1 and machine.epc_size == needed.epc_mib * MIB
+
+
+def test_an_environment_has_the_best_shape_within_its_memory(tmp_path: Path) -> None:
+    path = streamed(tmp_path)
+    ladder = Ladder.of(read_header(path))
+
+    def shape(*, slots: int | None = None, memory: int | None = None) -> Shape:
+        return need_of(path, threads=1, slots=slots, memory=memory).shape
+
+    built = ladder.default
+    one = ladder.environment_size(built, 1, 1)
+    # What costs little memory and saves much decryption is had unasked.
+    unasked = shape()
+    assert unasked.slots > 1
+    assert one < unasked.size <= 2 * one
+    # Just what is asked for.
+    for slots in (1, 3, 8):
+        assert shape(slots=slots) == Shape(
+            built, slots, 1, ladder.environment_size(built, slots, 1)
+        )
+    # The more memory, the more it has; in the end it has all.
+    last = ladder.environment_size(0, 1, 1)
+    sizes = [last + step * (8 * MIB) // 8 for step in range(40)]
+    found = [shape(memory=size) for size in sizes]
+    assert all(s.size <= size for s, size in zip(found, sizes, strict=True))
+    assert found[0] == Shape(0, 1, 1, last)
+    assert [s.size for s in found] == sorted(s.size for s in found)
+    assert (found[-1].rung, found[-1].slots) in {(len(ladder.rungs) - 1, n) for n in (1, 2, 4, 8)}
+    assert all(s.slots <= 2 for s in (shape(memory=size, slots=2) for size in sizes))
+    with pytest.raises(UsageError, match=f"needs {last:,} bytes"):
+        shape(memory=last - 1)
 
 
 def test_a_shortage_is_told_with_its_figure() -> None:
@@ -118,6 +139,11 @@ def test_the_command_line_tells_needs_and_resources(sealed: Sealed) -> None:
     told = runner.invoke(command_line, ["cluster", "need", "--json", str(sealed.vessel)])
     [row] = json.loads(told.stdout)
     assert row["epc_mib"] == need_of(sealed.vessel).epc_mib
+    limits = ["--threads", "1", "--slots", "3", "--memory", "64MiB"]
+    told = runner.invoke(command_line, ["cluster", "need", "--json", *limits, str(sealed.vessel)])
+    [row] = json.loads(told.stdout)
+    shape = need_of(sealed.vessel, threads=1, slots=3, memory=64 * MIB).shape
+    assert (row["slot_count"], row["rung"], row["size"]) == (shape.slots, shape.rung, shape.size)
 
 
 # Configuration.
@@ -130,6 +156,9 @@ def test_configuration_from_a_command_line() -> None:
     assert [(m.name, m.path) for m in config.models] == [
         ("a", Path("/x/y.vessel")), ("b", Path("/z/b.vessel")),
     ]  # fmt: skip
+    for memory in ("93MiB", 93 * MIB):
+        model = ModelConfig.model_validate({"name": "a", "path": "x", "memory": memory})
+        assert model.memory == 93 * MIB
 
 
 @pytest.mark.parametrize(
@@ -143,6 +172,14 @@ def test_configuration_from_a_command_line() -> None:
         {"models": [], "keys": "http://k"},
         {"models": [{"name": "a", "path": "x", "replicas": [3, 2]}], "keys": "http://k"},
         {"models": "a=x", "keys": "http://k", "backend": "gramine"},
+        {"models": [{"name": "a", "path": "x", "slots": 65}], "keys": "http://k"},
+        {"models": [{"name": "a", "path": "x", "memory": "much"}], "keys": "http://k"},
+        {"models": [{"name": "a", "path": "x", "memory": 0}], "keys": "http://k"},
+        {
+            "models": [{"name": "a", "path": "x", "manifest": "f", "slots": 2}],
+            "keys": "http://k",
+            "backend": "gramine",
+        },
     ],
 )
 def test_configurations_that_are_refused(wrong: dict[str, Any]) -> None:
@@ -212,53 +249,3 @@ def test_what_serve_does_not_take_is_told_in_our_words() -> None:
     assert (full.status, full.code, full.headers["retry-after"]) == (429, Code.OVERLOADED, "1")
     gone = _not_taken("m", DeploymentUnavailableError(DeploymentID("m", "vessels")))
     assert (gone.status, gone.code) == (503, Code.NOT_READY)
-
-
-# On a cluster of one node.
-
-
-def test_a_cluster_serves_the_same_interface(
-    sealed: Sealed, rules: Policy, image: Any, expected: Any
-) -> None:
-    config = ClusterConfig.model_validate(
-        {
-            "models": [{"name": "m", "path": sealed.vessel, "threads": 1}],
-            "insecure_keys": [sealed.key],
-        }
-    )
-    with (
-        nodes(head_epc_mib=16) as cluster,
-        deployed(cluster, config) as url,
-        Client(url, policy=rules) as client,
-    ):
-        for _ in range(3):
-            assert np.array_equal(client.predict("m", {"image": image})["scores"], expected)
-        assert client.ready("m")
-        with (
-            running_proxy(url, rules) as proxy,
-            tritonclient.http.InferenceServerClient(proxy.rest.removeprefix("http://")) as program,
-        ):
-            wanted = tritonclient.http.InferInput("image", list(image.shape), "FP32")
-            wanted.set_data_from_numpy(image)
-            scores = program.infer("m", [wanted]).as_numpy("scores")
-            assert np.array_equal(scores, expected)
-        [listed] = httpx2.get(f"{url}/vessels/v1/models").json()["models"]
-        assert (listed["name"], listed["state"]) == ("m", "ready")
-        path = f"{url}/vessels/v1/models/m/predict"
-        for address, body, headers, status, code in [
-            (path, bytes(10), {}, 400, "malformed"),
-            (path, bytes(100), {}, 421, "not_opened"),
-            (path, bytes(100), {"vessels-environment": "00" * 8}, 421, "not_opened"),
-            (path, bytes(100), {"vessels-environment": "zz"}, 400, "malformed"),
-            (path, bytes(100), {"vessels-deadline-ms": "0"}, 400, "malformed"),
-            (path, bytes(100), {"content-type": "text/plain"}, 415, "media_type"),
-            (path, bytes(listed["largest_request"] + 1), {}, 413, "too_large"),
-            (path.replace("/m/", "/n/"), bytes(100), {}, 404, "unknown_model"),
-            (f"{url}/nothing", bytes(100), {}, 404, "not_found"),
-            (f"{url}/v2/health/live", bytes(100), {}, 405, "method"),
-        ]:
-            answer = httpx2.post(address, content=body, headers=headers)
-            found = (answer.status_code, answer.json()["error"]["code"])
-            assert found == (status, code), address
-        answer = httpx2.get(f"{url}/vessels/v1/models/m/evidence?nonce=00")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed")

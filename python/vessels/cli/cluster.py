@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from vessels.cli.common import mib, out, print_json
+from vessels.cli.common import mib, out, parse_size, print_json
 from vessels.errors import UsageError
+from vessels.ladder import MAX_SLOTS
 
 app = typer.Typer(
     help="Sealed models on a Ray cluster; `serve run vessels.cluster:app` runs them.",
@@ -40,6 +41,16 @@ def need(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Worker threads; at most those it was built for.")
     ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_SLOTS, help="Most requests that one run answers."),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE", parser=parse_size, help="Most trusted memory that it takes, like 64MiB."
+        ),
+    ] = None,
     manifest: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="For SGX under Gramine: the model's signed folder."),
@@ -48,24 +59,29 @@ def need(
         bool, typer.Option("--json", help="One JSON document on standard output.")
     ] = False,
 ) -> None:
-    """Show what one environment of each model takes of a node."""
+    """Show what one environment of each model takes of a node, and the shape it has."""
     from vessels.cluster.need import RESOURCE, need_of
 
-    if manifest is not None and (threads is not None or len(models) > 1):
-        raise UsageError("--manifest is for one model, and says its threads.")
-    needs = [(m, need_of(m, threads=threads, manifest=manifest)) for m in models]
+    if manifest is not None and (threads or slots or memory or len(models) > 1):
+        raise UsageError("--manifest is for one model, and says its threads, slots and memory.")
+    needs = [
+        (m, need_of(m, threads=threads, slots=slots, memory=memory, manifest=manifest))
+        for m in models
+    ]
     if as_json:
         print_json(
             [
                 {
                     "model": str(m), "size": n.size, RESOURCE: n.epc_mib,
-                    "thread_count": n.thread_count,
+                    "thread_count": n.thread_count, "slot_count": n.shape.slots,
+                    "rung": n.shape.rung,
                 }
                 for m, n in needs
             ]
         )  # fmt: skip
         return
-    table = Table("model", "environment", RESOURCE, "cores")
+    table = Table("model", "environment", RESOURCE, "cores", "slots", "rung")
     for model, needed in needs:
-        table.add_row(str(model), mib(needed.size), str(needed.epc_mib), str(needed.thread_count))
+        counts = needed.epc_mib, needed.thread_count, needed.shape.slots, needed.shape.rung
+        table.add_row(str(model), mib(needed.size), *map(str, counts))
     out.print(table)

@@ -13,13 +13,16 @@ from vessels.attestation import model_digest
 from vessels.cluster.config import ClusterConfig, ModelConfig
 from vessels.cluster.ingress import Ingress, Served
 from vessels.cluster.need import RESOURCE, Need, need_of
-from vessels.cluster.replica import Environment, Task
+from vessels.cluster.replica import Replica, Task
 from vessels.cluster.router import EnvironmentRouter
 from vessels.seal import read_header
 from vessels.sealed_messages import request_size
 
 SPARE_COUNT = 32
-"""Requests for evidence that an environment takes beside the predictions."""
+"""Requests for evidence that an environment takes beside the predictions, and predictions beyond
+those that may wait: it is for the environment to say that they are too many."""
+
+LEAST_BUSY_COUNT = 4.0
 
 HEALTH_SECONDS = 1.0
 """How often Serve looks whether an environment still runs."""
@@ -73,7 +76,13 @@ def _forwarder(config: ClusterConfig) -> dict[str, Any]:
 
 def need(model: ModelConfig) -> Need:
     """What one environment of ``model`` takes of a node."""
-    return need_of(model.path, threads=model.threads, manifest=model.manifest)
+    return need_of(
+        model.path,
+        threads=model.threads,
+        slots=model.slots,
+        memory=model.memory,
+        manifest=model.manifest,
+    )
 
 
 def _deployment(model: ModelConfig, config: ClusterConfig) -> Application:
@@ -90,7 +99,11 @@ def _deployment(model: ModelConfig, config: ClusterConfig) -> Application:
         insecure_keys=tuple(k.absolute() for k in config.insecure_keys),
         predict_seconds=config.predict_seconds,
         waiting_count=model.queue,
+        deadline_seconds=None if model.deadline_ms is None else model.deadline_ms / 1000,
     )
+    slots = needed.shape.slots
+    # Those that wait, those in a run, and the spare ones.
+    taken = model.queue + slots + SPARE_COUNT
     router: dict[str, Any] = {"request_router_class": EnvironmentRouter}
     options: dict[str, Any] = {
         "num_cpus": needed.thread_count,
@@ -101,16 +114,16 @@ def _deployment(model: ModelConfig, config: ClusterConfig) -> Application:
         autoscaling_config=AutoscalingConfig(
             min_replicas=fewest,
             max_replicas=most,
-            target_ongoing_requests=model.busy_count,
+            target_ongoing_requests=model.busy_count or max(LEAST_BUSY_COUNT, 2 * slots),
             upscale_delay_s=config.scale_up_seconds,
             downscale_delay_s=config.scale_down_seconds,
         ),
         request_router_config=RequestRouterConfig(**router),
-        max_ongoing_requests=model.queue + SPARE_COUNT,
-        max_queued_requests=2 * (model.queue + SPARE_COUNT),
+        max_ongoing_requests=taken,
+        max_queued_requests=2 * taken,
         ray_actor_options=options,
         logging_config=QUIET,
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=config.grace_seconds,
-    )(Environment)
+    )(Replica)
     return deployment.bind(task)

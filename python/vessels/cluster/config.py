@@ -5,18 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import typer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from vessels.cli.common import parse_size
+from vessels.ladder import MAX_SLOTS
+from vessels.predict_headers import MAX_DEADLINE_MS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """Names of models, which are parts of URLs."""
 
 
+def _size(given: Any) -> Any:
+    """``93MiB`` as bytes."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return parse_size(given)
+    except typer.BadParameter as error:
+        raise ValueError(error.message) from error
+
+
 class ModelConfig(BaseModel):
     """One model. Its sealed file must lie at ``path`` on every node that is to run it.
 
-    ``replicas`` are the fewest and the most environments that it gets; with 0 as the fewest it
-    is started when somebody asks for it. One more is started when each has more than
-    ``busy_count`` requests at a time.
+    ``threads``, ``slots`` and ``memory`` are the most that an environment of it has.
+    ``deadline_ms`` is what a request has that states none. ``replicas`` are the fewest and the
+    most environments that it gets; with 0 as the fewest it is started when somebody asks for it.
+    One more is started when each has more than ``busy_count`` requests at a time: as many as two
+    of its runs answer, but four at least, if that is not given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -24,8 +41,11 @@ class ModelConfig(BaseModel):
     name: Annotated[str, Field(pattern=NAME)]
     path: Path
     threads: Annotated[int, Field(ge=1)] | None = None
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] | None = None
+    memory: Annotated[int, Field(ge=1), BeforeValidator(_size)] | None = None
+    deadline_ms: Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None = None
     replicas: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = (1, 1)
-    busy_count: Annotated[float, Field(gt=0)] = 4.0
+    busy_count: Annotated[float, Field(gt=0)] | None = None
     queue: Annotated[int, Field(ge=1)] = 128
     """Requests that may wait for one environment."""
     manifest: Path | None = None
@@ -53,7 +73,7 @@ class ClusterConfig(BaseModel):
     """Key files on every node instead; its host can then read the models."""
     backend: Literal["simulation", "gramine", "native"] = "simulation"
     predict_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """An environment that takes longer over one request is ended."""
+    """An environment that takes longer over one run is ended."""
     grace_seconds: Annotated[float, Field(ge=0)] = 30.0
     """What requests under way have when their environment is to go."""
     start_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -88,8 +108,8 @@ class ClusterConfig(BaseModel):
         for model in self.models:
             if (model.manifest is not None) != (self.backend == "gramine"):
                 raise ValueError("backend gramine needs a manifest for each model, others none.")
-            if model.threads is not None and self.backend == "gramine":
-                raise ValueError("under Gramine the threads are the manifest's.")
+            if self.backend == "gramine" and (model.threads or model.slots or model.memory):
+                raise ValueError("under Gramine threads, slots and memory are the manifest's.")
         return self
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,36 +19,35 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from vessels.attestation.fetch import MEDIA_TYPE as EVIDENCE_TYPE
-from vessels.cluster.answers import answered, no_such
 from vessels.cluster.need import Need, largest_node, shortage
-from vessels.cluster.replica import NONCE_SIZE, Answer
+from vessels.cluster.replica import Answer
 from vessels.cluster.router import ENVIRONMENT, EVIDENCE
+from vessels.serve.answering import answered, application
 from vessels.serve.errors import Code, ServeError
 from vessels.serve.limits import Limits
+from vessels.serve.logs import event, failure, use_guest_log
 from vessels.serve.reading import (
     SEALED_TYPE,
     check_sealed,
     named_environment,
     sealed_body,
+    stated_nonce,
     stated_seconds,
 )
 from vessels.serve.threads import in_thread
-
-log = logging.getLogger("ray.serve")
 
 _GOOD = ("ready", "on demand")
 _LOOK_SECONDS = 0.5
 _OTHER_SECONDS = 5.0
 """Within which Serve notices that a replica has ended."""
 _PAUSE_SECONDS = 0.1
-
-_NONCE = re.compile(rf"[0-9a-fA-F]{{{2 * NONCE_SIZE}}}")
+_LATE_SECONDS = 0.5
+"""So long after a deadline the word of a replica is waited for, which knows why it was not met."""
+_ENDING = (Code.NO_EVIDENCE, Code.ENCLAVE_ENDED, Code.STOPPING)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Ingress:
     """Answers HTTP requests by asking replicas; ``handles`` are those of each model's deployment.
 
     A request has ``start_seconds`` for finding a replica, while there is none, and for evidence;
-    and ``predict_seconds`` besides for its prediction.
+    and ``predict_seconds`` besides for its prediction; less if it says so.
     """
 
     def __init__(
@@ -78,6 +76,7 @@ class Ingress:
         start_seconds: float,
         predict_seconds: float,
     ) -> None:
+        use_guest_log()
         self._served = {s.name: s for s in served}
         self._handles = handles
         self._start_seconds = start_seconds
@@ -91,7 +90,7 @@ class Ingress:
         most = largest_node(nodes())
         for model in served:
             if told := shortage(model.name, model.need, most):
-                log.warning(told)
+                event("no_room", level=logging.WARNING, why=told)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """For Serve."""
@@ -103,10 +102,7 @@ class Ingress:
             ("/vessels/v1/models/{name}/evidence", self.evidence, "GET"),
             ("/vessels/v1/models/{name}/predict", self.predict, "POST"),
         ]
-        return Starlette(
-            routes=[Route(path, answered(call), methods=[how]) for path, call, how in routes],
-            exception_handlers={HTTPException: no_such},
-        )
+        return application((path, answered(call, _tell), how) for path, call, how in routes)
 
     async def live(self, request: Request) -> Response:
         """The ingress runs."""
@@ -142,13 +138,8 @@ class Ingress:
     async def evidence(self, request: Request) -> Response:
         """Evidence of an environment with little to do."""
         model = self._model(request)
-        nonces = request.query_params.getlist("nonce")
-        if len(nonces) != 1 or not _NONCE.fullmatch(nonces[0]):
-            raise ServeError(
-                Code.MALFORMED, f"nonce must be given once, as {2 * NONCE_SIZE} hexadecimal digits."
-            )
-        nonce = bytes.fromhex(nonces[0])
-        value = await self._evidence(model.name, nonce)
+        seconds = min(self._start_seconds, stated_seconds(request) or math.inf)
+        value = await self._evidence(model.name, stated_nonce(request), seconds)
         return Response(value, media_type=EVIDENCE_TYPE, headers={"cache-control": "no-store"})
 
     async def predict(self, request: Request) -> Response:
@@ -157,23 +148,24 @@ class Ingress:
         check_sealed(request)
         environment = named_environment(request)
         stated = stated_seconds(request)
-        until = math.inf if stated is None else time.monotonic() + stated
+        arrival = time.monotonic()
         sealed = await sealed_body(request, model.largest_request, self._limits)
-        seconds = min(self._seconds, until - time.monotonic())
+        # A time of this clock says nothing to another node.
+        left = None if stated is None else arrival + stated - time.monotonic()
+        seconds = self._seconds if left is None else min(self._seconds, left + _LATE_SECONDS)
         value = await self._ask(
-            model.name, seconds, "predict", sealed, **{ENVIRONMENT: environment, "seconds": seconds}
+            model.name, seconds, "predict", sealed, **{ENVIRONMENT: environment, "seconds": left}
         )
         return Response(value, media_type=SEALED_TYPE, headers={"cache-control": "no-store"})
 
-    async def _evidence(self, name: str, nonce: bytes) -> bytes:
+    async def _evidence(self, name: str, nonce: bytes, seconds: float) -> bytes:
         """Evidence of any environment: of another, when one ends just now."""
-        until = time.monotonic() + _OTHER_SECONDS
+        until = time.monotonic() + min(seconds, _OTHER_SECONDS)
         while True:
             try:
-                return await self._ask(name, self._start_seconds, EVIDENCE, nonce)
+                return await self._ask(name, seconds, EVIDENCE, nonce)
             except ServeError as error:
-                ended = error.code in (Code.NO_EVIDENCE, Code.ENCLAVE_ENDED)
-                if not ended or time.monotonic() > until:
+                if error.code not in _ENDING or time.monotonic() > until:
                     raise
                 await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -201,9 +193,7 @@ class Ingress:
             ) from None
         except RayServeException as error:
             raise _not_taken(name, error) from None
-        if answer.code is not None:
-            raise ServeError(answer.code, answer.message)
-        return answer.value
+        return answer.unwrapped()
 
     async def _look(self) -> dict[str, str]:
         """The state of each model, as Serve saw it a moment ago: asking a model would start it."""
@@ -212,7 +202,7 @@ class Ingress:
             try:
                 self._states = await in_thread(self._seen)
             except RayError as error:
-                log.warning("Serve does not say what runs: %s", type(error).__name__)
+                event("states_unknown", level=logging.WARNING, why=type(error).__name__)
                 self._states = {}
         return self._states or dict.fromkeys(self._served, "starting")
 
@@ -232,6 +222,11 @@ class Ingress:
         if model is None:
             raise ServeError(Code.UNKNOWN_MODEL, "no model of this name is served.")
         return model
+
+
+def _tell(request: Request, outcome: str, defect: Exception | None) -> None:
+    if defect is not None:
+        failure("request_failed", defect)
 
 
 def _not_taken(name: str, error: RayServeException) -> ServeError:

@@ -13,12 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vessels.schedule.model import Machine, Shape
+from vessels.ladder import Ladder
+from vessels.schedule.allotment import allot
+from vessels.schedule.fitting import fitting
+from vessels.schedule.model import Machine, ModelSpec, Shape
 from vessels.seal import read_header
-from vessels.serve.shapes import manifest_shape, plain_shapes
+from vessels.serve.shapes import first_guess, manifest_shape, plain_shapes
 
 RESOURCE = "epc_mib"
 MIB = 1 << 20
+
+_SPARE_FACTOR = 2
+"""An environment takes up to so many times what it must, if nobody says how much it may."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +48,46 @@ class Need:
         """Of the resource :data:`RESOURCE`."""
         return -(-self.size // MIB)
 
+    @property
+    def machine(self) -> Machine:
+        """What of a node is kept for it."""
+        return Machine(self.thread_count, self.epc_mib * MIB)
 
-def need_of(model: Path, *, threads: int | None = None, manifest: Path | None = None) -> Need:
+
+def need_of(
+    model: Path,
+    *,
+    threads: int | None = None,
+    slots: int | None = None,
+    memory: int | None = None,
+    manifest: Path | None = None,
+) -> Need:
     """What an environment of the sealed model at ``model`` takes; its key is not needed.
 
-    It has one slot, at the rung that the model was built for.
-    With a ``manifest``, the folder of one, it is an enclave under Gramine. Raises
-    :class:`~vessels.errors.SealedError` when the file is no sealed model, and
-    :class:`~vessels.errors.EnclaveError` where the folder has no signed manifest.
+    It has the best shape within ``memory`` bytes, as a scheduler sees it that has nothing else to
+    serve; ``threads`` and ``slots`` are the most that it has. If only ``slots`` are given it has so
+    many, at the rung that the model was built for; if neither is, ``memory`` is twice what it takes
+    with one slot at that rung. With a ``manifest``, the folder of one, it is an enclave under
+    Gramine, whose shape the manifest says.
+
+    Raises :class:`~vessels.errors.SealedError` when the file is no sealed model,
+    :class:`~vessels.errors.EnclaveError` where the folder has no signed manifest, and
+    :class:`~vessels.errors.UsageError` where no environment is so small.
     """
     header = read_header(model)
     if manifest is not None:
         return Need(manifest_shape(manifest, header))
     count = min(header.thread_count, threads or header.thread_count)
-    return Need(plain_shapes(header, Machine(count), threads=count)[-1])
+    if memory is None:
+        if slots is not None:
+            return Need(plain_shapes(header, Machine(count), threads=count, slots=slots)[-1])
+        memory = _SPARE_FACTOR * Ladder.of(header).environment_size(None, 1, count)
+    machine = Machine(count, memory)
+    shapes = plain_shapes(header, machine, threads=count, slots=slots)
+    spec = ModelSpec(model.stem, shapes, run_time=first_guess(shapes))
+    [alone] = fitting(machine, [spec])
+    alone.widen(count)
+    return Need(allot([alone], memory, 0.0)[alone])
 
 
 def resources_argument(epc_size: int) -> str:

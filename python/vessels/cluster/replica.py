@@ -1,49 +1,46 @@
 """One replica: one environment, from its start to its end.
 
-A replica lives as long as its enclave. It is a replica only once the enclave has its key, and when
-the enclave ends, whoever waits is told and the replica ends, too: Serve starts another, with
-another key pair, where there is room. Only so is a replica's environment, by which requests find
-it, one and the same for as long as it is there.
+It runs what a server runs (:class:`~vessels.serve.host.Host`), for one model in one shape, on just
+what its node keeps for it. A replica lives as long as its environment. It is a replica only once
+that has its key, and when it ends, whoever waits is told and the replica ends, too: Serve starts
+another, with another key pair, where there is room. Only so is a replica's environment, by which
+requests find it, one and the same for as long as it is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
-import select
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from vessels.attestation import Evidence, model_digest
+from prometheus_client import exposition
+
+from vessels.cluster.need import Need
 from vessels.cluster.router import ENVIRONMENT
-from vessels.errors import EnclaveError, KeyFileError, SealedError, VesselsError
-from vessels.predict_headers import identity_of
+from vessels.errors import EnclaveError, SealedError
 from vessels.schedule.model import Shape
-from vessels.serve.backends import Backend, Gramine, Native, Process, Simulation
+from vessels.schedule.scheduler import RESTART_SECONDS
+from vessels.serve.backends import Backend, Gramine, Native, Simulation
+from vessels.serve.config import ModelSettings
+from vessels.serve.environment import Environment, Tools
 from vessels.serve.errors import Code, ServeError
+from vessels.serve.host import Host
 from vessels.serve.keys import InsecureKeyFiles, KeyService, KeySource
-from vessels.serve.runs import exchange
+from vessels.serve.limits import Limits
+from vessels.serve.logs import use_guest_log
+from vessels.serve.metrics import Metrics
+from vessels.serve.model import ServedModel
 
-log = logging.getLogger("ray.serve")
-
-NONCE_SIZE = 32
 KNOWN_SECONDS = 0.5
 """Within which all routers know of a replica that one of them knows."""
 
-_FIRST_KEY_DELAY, _MOST_KEY_DELAY = 0.5, 5.0
-_WATCH_SECONDS = 0.25
-_LAST_WORDS_SECONDS = 0.5
-_SMOOTH_COUNT = 8
-"""Runs over which what one takes is averaged."""
-
-T = TypeVar("T")
+_LAST_WORDS_SECONDS = RESTART_SECONDS / 2
+"""What is left for telling who waits. After twice that the host would start another enclave."""
 
 
 @dataclass(frozen=True)
@@ -60,148 +57,129 @@ class Task:
     insecure_keys: tuple[Path, ...]
     predict_seconds: float
     waiting_count: int
+    deadline_seconds: float | None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a replica says: ``value``, or the ``code`` of a refusal and its ``message``."""
+    """What a replica says: ``value``, or the parts of a :class:`ServeError`, which has a ``code``.
+
+    Errors themselves do not travel between processes.
+    """
 
     value: bytes = b""
     code: Code | None = None
     message: str = ""
+    retry_after: float = 0.0
+
+    @classmethod
+    async def of(cls, work: Awaitable[bytes]) -> Answer:
+        """What ``work`` gives or raises."""
+        try:
+            return cls(await work)
+        except ServeError as error:
+            return cls(code=error.code, message=error.message, retry_after=error.retry_after)
+
+    def unwrapped(self) -> bytes:
+        """The value. Raises the :class:`ServeError`."""
+        if self.code is not None:
+            raise ServeError(self.code, self.message, retry_after=self.retry_after)
+        return self.value
 
 
-class Environment:
-    """The enclave of one model. Made when it has its key, however long that takes.
+class Replica:
+    """The environment of one model; to be made on the event loop that calls it.
 
-    Raises :class:`VesselsError` for what no waiting helps against: no such file, another model.
+    Raises :class:`~vessels.errors.VesselsError` for what no waiting helps against: no such file,
+    another build.
     """
 
     def __init__(self, task: Task) -> None:
+        use_guest_log()
         self._task = task
-        if model_digest(task.path) != task.digest:
+        self._metrics = Metrics()
+        self._known_since: float | None = None
+        self._ended = self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[str] = self._loop.create_future()
+        limits = Limits(
+            waiting_count=task.waiting_count,
+            predict_seconds=task.predict_seconds,
+            # Its memory is kept for it alone, however long it waits for its key.
+            key_seconds=math.inf,
+        )
+        settings = ModelSettings(
+            task.name,
+            task.path,
+            deadline=task.deadline_seconds,
+            threads=task.shape.threads,
+            slots=task.shape.slots,
+        )
+        backend = _backend(task)
+        machine = Need(task.shape).machine
+        model = ServedModel(
+            settings, backend=backend, limits=limits, machine=machine, shape=task.shape
+        )
+        if model.build.digest != task.digest:
             raise SealedError(
                 f"{task.path} on this node is another build than the application was made for."
             )
-        self._backend = _backend(task)
-        keys = _keys(task)
-        self._process: Process = self._backend.start(task.path, task.shape)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="enclave")
-        self._busy_since: float | None = None
-        self._known_since: float | None = None
-        self._waiting = 0
-        self._run_seconds = 0.0
-        self._ended = False
-        try:
-            claims = self._process.claims(os.urandom(NONCE_SIZE))
-            self.environment = identity_of(claims.public_key)
-            self._process.give_key(self._key(keys))
-        except BaseException:
-            self.close()
-            raise
-        log.info("model %s: environment %s is ready", task.name, self.environment)
-        threading.Thread(target=self._watch, daemon=True, name="watch").start()
+        self._host = Host(
+            [model],
+            machine,
+            Tools(backend, _keys(task), limits, self._metrics),
+            on_ready=self._begin,
+            on_end=lambda _, how: self._end(how),
+            on_defect=lambda: self._end("a defect of the server"),
+        )
+        self._host.start()
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """For routers, by Serve: the environment, once it has its key, however long that takes.
+
+        Raises :class:`EnclaveError` when it ended before.
+        """
+        return {ENVIRONMENT: await self._ready}
 
     async def predict(
-        self, sealed: bytes, environment: str | None, seconds: float = math.inf
+        self, sealed: bytes, environment: str | None, seconds: float | None = None
     ) -> Answer:
         """The sealed answer to a request that was sealed to ``environment``.
 
-        Refused at once when its turn would not be over within ``seconds``.
+        It is of no use after ``seconds``.
         """
-        if environment not in (None, self.environment):
-            return _not_opened("it was sealed to another environment, which is gone or busy")
-        if (self._waiting + 1) * self._run_seconds > seconds:
-            return Answer(
-                code=Code.OVERLOADED, message=f"{self._waiting} requests wait: not in time."
-            )
-        return await self._answer(lambda: self._run(sealed))
+        self._known()
+        due = None if seconds is None else time.monotonic() + seconds
+        return await Answer.of(self._predicted(sealed, environment, due))
 
     async def evidence(self, nonce: bytes) -> Answer:
         """Evidence of this environment, encoded."""
         # Who has it sends requests by way of any router.
         await asyncio.sleep(max(0.0, self._known() + KNOWN_SECONDS - time.monotonic()))
-        return await self._answer(lambda: self._prove(nonce).encoded(), Code.NO_EVIDENCE)
+        return await Answer.of(self._host.evidence(self._task.name, nonce, None))
 
-    def record_replica_metadata(self) -> dict[str, Any]:
-        """For routers, by Serve."""
-        return {ENVIRONMENT: self.environment}
+    async def metrics(self) -> str:
+        """What it has counted, as Prometheus has it."""
+        return exposition.generate_latest(self._metrics.registry).decode()
 
-    def check_health(self) -> None:
-        """For Serve: raises when the enclave has ended."""
+    async def check_health(self) -> None:
+        """For Serve: raises when the environment has ended."""
         if self._ended:
             raise EnclaveError("the enclave has ended.")
 
-    def close(self) -> None:
-        """End the enclave."""
-        self._ended = True
-        self._process.kill()
-        self._thread.shutdown(wait=True)
-        self._process.close()
+    async def close(self) -> None:
+        """End the environment."""
+        self._ended = self._closed = True
+        self._ready.cancel()
+        await self._host.close()
 
-    def __del__(self) -> None:
-        # By Serve, when the replica is to end. One that never was has nothing to close.
-        if not getattr(self, "_ended", True):
-            self.close()
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        # By Serve, which awaits it, when the replica is to end. One that never was has no host.
+        return None if self._closed or not hasattr(self, "_host") else self.close()
 
-    async def _answer(self, job: Callable[[], bytes], failed: Code = Code.ENCLAVE_ENDED) -> Answer:
-        """What ``job`` gives in its turn, or why it gives nothing."""
-        self._known()
-        if self._waiting >= self._task.waiting_count:
-            return Answer(
-                code=Code.OVERLOADED, message=f"{self._waiting} requests wait for this environment."
-            )
-        self._waiting += 1
-        try:
-            return Answer(await asyncio.wrap_future(self._thread.submit(self._timed, job)))
-        except ServeError as refused:
-            return Answer(code=refused.code, message=refused.message)
-        except (SealedError, KeyFileError):
-            return Answer(code=Code.MODEL_REFUSED, message="the enclave refuses the model.")
-        except (VesselsError, RuntimeError) as error:
-            # A pool of threads that takes no more has been closed.
-            if isinstance(error, RuntimeError) and not self._ended:
-                raise
-            log.warning("model %s: environment %s: %s", self._task.name, self.environment, error)
-            return Answer(
-                code=failed,
-                message="the enclave ended before it had answered; get new evidence and ask again.",
-            )
-        finally:
-            self._waiting -= 1
-
-    def _run(self, sealed: bytes) -> bytes:
-        began = time.monotonic()
-        [answer] = exchange(self._process, [sealed])
-        if isinstance(answer, ServeError):
-            raise answer
-        taken = time.monotonic() - began
-        old = self._run_seconds or taken
-        self._run_seconds = old + (taken - old) / _SMOOTH_COUNT
-        return answer
-
-    def _timed(self, job: Callable[[], T]) -> T:
-        self._busy_since = time.monotonic()
-        try:
-            return job()
-        finally:
-            self._busy_since = None
-
-    def _prove(self, nonce: bytes) -> Evidence:
-        return self._backend.evidence(self._process.claims(nonce))
-
-    def _key(self, keys: KeySource) -> bytes:
-        """The wrapped key, however often it takes to ask while the enclave runs."""
-        delay = _FIRST_KEY_DELAY
-        while True:
-            try:
-                return keys.get(self._task.digest, self._task.path, self._prove)
-            except EnclaveError:
-                raise
-            except VesselsError as error:
-                log.warning("model %s waits for its key: %s", self._task.name, error)
-                time.sleep(delay)
-                delay = min(2 * delay, _MOST_KEY_DELAY)
+    async def _predicted(self, sealed: bytes, environment: str | None, due: float | None) -> bytes:
+        found = self._host.find(self._task.name, environment)
+        return (await self._host.predict(found, sealed, due)).value
 
     def _known(self) -> float:
         """Since when a router knows of this replica: its first request."""
@@ -209,22 +187,18 @@ class Environment:
             self._known_since = time.monotonic()
         return self._known_since
 
-    def _watch(self) -> None:
-        """Wait for the enclave's end, make it end where it takes too long, and end with it."""
-        handle = os.pidfd_open(self._process.pid)
-        while not select.select([handle], [], [], _WATCH_SECONDS)[0]:
-            since = self._busy_since
-            if since is not None and time.monotonic() - since > self._task.predict_seconds:
-                log.error("model %s: the enclave took too long, and is ended", self._task.name)
-                self._process.kill()
-        os.close(handle)
-        if self._ended:
-            return
+    def _begin(self, environment: Environment) -> None:
+        if not self._ready.done():
+            assert environment.identity is not None
+            self._ready.set_result(environment.identity)
+
+    def _end(self, how: str) -> None:
         self._ended = True
-        log.error("model %s: environment %s has ended", self._task.name, self.environment)
-        # Who waits is told; then Serve sees at once that there is no such replica any more.
-        time.sleep(_LAST_WORDS_SECONDS)
-        _leave()
+        if self._ready.done():
+            # Who waits is told; then Serve sees at once that there is no such replica any more.
+            self._loop.call_later(_LAST_WORDS_SECONDS, _leave)
+        else:
+            self._ready.set_exception(EnclaveError(f"the enclave ended before its time: {how}."))
 
 
 def _leave() -> None:
@@ -243,10 +217,3 @@ def _keys(task: Task) -> KeySource:
     if task.keys is not None:
         return KeyService.at(task.keys)
     return InsecureKeyFiles.load(task.insecure_keys)
-
-
-def _not_opened(why: str) -> Answer:
-    return Answer(
-        code=Code.NOT_OPENED,
-        message=f"the enclave cannot open this request: {why}; get new evidence and seal it anew.",
-    )

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prometheus_client import exposition
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import Message
 
-from vessels.attestation.evidence import NONCE_SIZE
 from vessels.attestation.fetch import MEDIA_TYPE as EVIDENCE_TYPE
 from vessels.listening import is_surplus
-from vessels.serve.errors import ClientGoneError, Code, ServeError
+from vessels.serve.answering import OK, Endpoint, answered, application
+from vessels.serve.errors import Code, ServeError
 from vessels.serve.host import Host
 from vessels.serve.lane import Done
 from vessels.serve.limits import Limits
@@ -37,13 +34,11 @@ from vessels.serve.reading import (
     check_sealed,
     named_environment,
     sealed_body,
+    stated_nonce,
     stated_seconds,
 )
 
-_NONCE = re.compile(rf"[0-9a-fA-F]{{{2 * NONCE_SIZE}}}")
-
 T = TypeVar("T")
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass
@@ -73,16 +68,9 @@ def make_app(site: Site) -> Starlette:
         ("/vessels/v1/models/{name}/evidence", handlers.evidence, "evidence", "GET"),
         ("/vessels/v1/models/{name}/predict", handlers.predict, "predict", "POST"),
     ]
-    app = Starlette(
-        routes=[
-            Route(path, _answered(site, kind, call), methods=[method])
-            for path, call, kind, method in routes
-        ],
-        exception_handlers={HTTPException: _no_such},
+    return application(
+        (path, _answered(site, kind, call), method) for path, call, kind, method in routes
     )
-    # Nobody is sent to a host that a client names.
-    app.router.redirect_slashes = False
-    return app
 
 
 class _Handlers:
@@ -126,13 +114,9 @@ class _Handlers:
     async def evidence(self, request: Request) -> Response:
         model = self._model(request)
         self._refuse_when_stopping()
-        nonces = request.query_params.getlist("nonce")
-        if len(nonces) != 1 or not _NONCE.fullmatch(nonces[0]):
-            raise ServeError(
-                Code.MALFORMED, f"nonce must be given once, as {2 * NONCE_SIZE} hexadecimal digits."
-            )
+        nonce = stated_nonce(request)
         due = _deadline(request, time.monotonic())
-        asked = self._host.evidence(model.name, bytes.fromhex(nonces[0]), due)
+        asked = self._host.evidence(model.name, nonce, due)
         evidence = await _unless_gone(request, asked)
         return Response(evidence, media_type=EVIDENCE_TYPE, headers={"cache-control": "no-store"})
 
@@ -146,12 +130,7 @@ class _Handlers:
         environment = self._host.find(model.name, identity)
         check_sealed(request)
         self._host.foresee(environment, due)
-        try:
-            sealed = await sealed_body(
-                request, environment.build.largest_request, self._site.limits
-            )
-        except ClientDisconnect:
-            raise ClientGoneError from None
+        sealed = await sealed_body(request, environment.build.largest_request, self._site.limits)
         done = await _unless_gone(request, self._host.predict(environment, sealed, due))
         seconds = time.monotonic() - began
         # Counted and logged when the answer is on its way.
@@ -185,54 +164,28 @@ class _Handlers:
 def _answered(site: Site, kind: str, call: Endpoint) -> Endpoint:
     """``call`` with its errors as answers, counted."""
 
-    async def endpoint(request: Request) -> Response:
-        name = request.path_params.get("name", "")
-        model = name if name in site.host.models else ""
+    async def taken(request: Request) -> Response:
+        if is_surplus(request) and kind != "live":
+            raise ServeError(Code.OVERLOADED, "the server has too many connections.")
         try:
-            if is_surplus(request) and kind != "live":
-                raise ServeError(Code.OVERLOADED, "the server has too many connections.")
-            response = await call(request)
-            outcome = "ok"
-        except ServeError as error:
-            response, outcome = _refusal(error), str(error.code)
-        except ClientGoneError:
-            # Nobody reads it.
-            response, outcome = Response(status_code=499), "client_gone"
+            return await call(request)
         except asyncio.CancelledError:
             if not site.stopping:
                 raise
-            ended = ServeError(Code.STOPPING, "the server has been shut down.")
-            response, outcome = _refusal(ended), str(ended.code)
-        except Exception as error:
-            failure("request_failed", error, kind=kind, model=model)
-            defect = ServeError(Code.INTERNAL, "the server failed; its log has more.")
-            response, outcome = _refusal(defect), str(defect.code)
+            raise ServeError(Code.STOPPING, "the server has been shut down.") from None
+
+    def tell(request: Request, outcome: str, defect: Exception | None) -> None:
+        name = request.path_params.get("name", "")
+        model = name if name in site.host.models else ""
+        if defect is not None:
+            failure("request_failed", defect, kind=kind, model=model)
         site.metrics.requests.labels(model, kind, outcome).inc()
-        if outcome != "ok":
+        if outcome != OK:
             event(
                 "refused", level=logging.WARNING, kind=kind, model=model or None, outcome=outcome
             )  # fmt: skip
-        return response
 
-    return endpoint
-
-
-async def _no_such(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals in the server's form."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        refusal = ServeError(Code.METHOD, "this address takes another method.")
-    elif error.status_code == 404:
-        refusal = ServeError(Code.NOT_FOUND, "there is nothing at this address.")
-    else:
-        refusal = ServeError(Code.MALFORMED, "this request cannot be read.")
-    response = _refusal(refusal)
-    response.headers.update(error.headers or {})
-    return response
-
-
-def _refusal(error: ServeError) -> Response:
-    return JSONResponse(error.as_json(), error.status, headers=error.headers)
+    return answered(taken, tell)
 
 
 def _deadline(request: Request, arrival: float) -> float | None:
@@ -243,7 +196,7 @@ def _deadline(request: Request, arrival: float) -> float | None:
 
 def _refuse_gone(message: Message) -> None:
     if message["type"] == "http.disconnect":
-        raise ClientGoneError
+        raise ClientDisconnect
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

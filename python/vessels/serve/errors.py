@@ -103,7 +103,3 @@ class ServeError(Exception):
     def as_json(self) -> dict[str, object]:
         """The answer's body."""
         return {"error": {"code": str(self.code), "message": self.message}}
-
-
-class ClientGoneError(Exception):
-    """The client has closed its connection: there is nobody to answer."""

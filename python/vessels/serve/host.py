@@ -38,8 +38,10 @@ _LEAST_PAUSE = 0.001
 class Host:
     """Environments of ``models`` on ``machine``, and the requests that they answer.
 
-    ``on_defect`` is called when the scheduler fails, after which nothing is answered any more.
-    Raises :class:`UsageError` where a model does not fit the machine.
+    ``on_defect`` is called when the scheduler fails, after which nothing is answered any more;
+    ``on_ready`` with each environment that answers from now on, and ``on_end`` with each that has
+    ended before the host did, and how. Raises :class:`UsageError` where a model does not fit the
+    machine.
     """
 
     def __init__(
@@ -49,9 +51,13 @@ class Host:
         tools: Tools,
         *,
         on_defect: Callable[[], None] = lambda: None,
+        on_ready: Callable[[Environment], None] = lambda environment: None,
+        on_end: Callable[[Environment, str], None] = lambda environment, how: None,
     ) -> None:
         self.models: Mapping[str, ServedModel] = {m.name: m for m in models}
         self.on_defect = on_defect
+        self._on_ready = on_ready
+        self._on_end = on_end
         self._tools = tools
         self._scheduler = Scheduler(machine, [m.spec for m in self.models.values()])
         self._environments: dict[int, Environment] = {}
@@ -208,6 +214,7 @@ class Host:
         self._able.add(environment.model.name)
         self._unusable.discard(environment.model.name)
         self._tell(Ready(_now(), environment.number))
+        self._on_ready(environment)
 
     def larger(self, environment: Environment, size: int) -> None:
         """It holds more than was planned: the account says so from now on."""
@@ -324,6 +331,7 @@ class Host:
             self._tools.metrics.ends.labels(model).inc()
             event("enclave_ended", level=logging.ERROR, model=model, environment=number, why=why)
         self._tell(Ended(_now(), number))
+        self._on_end(environment, why)
 
     def _run(self, decision: Run) -> None:
         environment = self._environments[decision.environment]

@@ -77,12 +77,18 @@ def is_json() -> bool:
     return any(isinstance(f, Lines) and f.style is Style.JSON for f in formatters)
 
 
+def use_guest_log() -> None:
+    """In a process whose log is somebody else's, only our own lines go to standard error."""
+    package = logging.getLogger("vessels")
+    if not package.handlers:
+        package.addHandler(_handler(Style.TEXT))
+    _log.setLevel(logging.INFO)
+
+
 def use_server_log(style: Style) -> None:
     """All log lines of this process go to standard error in ``style``."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines(style))
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = [_handler(style)]
     root.setLevel(logging.WARNING)
     # The command line's own handler would write each line twice.
     package = logging.getLogger("vessels")
@@ -91,3 +97,9 @@ def use_server_log(style: Style) -> None:
     _log.setLevel(logging.INFO)
     # What it warns of is an event of ours already.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+def _handler(style: Style) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines(style))
+    return handler

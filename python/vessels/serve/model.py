@@ -40,11 +40,17 @@ class ServedModel:
 
     ``build`` is the one that was read last: the file may be replaced while environments run, and
     each has the build that was there when it started. Raises :class:`SealedError` when the file is
-    no sealed model.
+    no sealed model. With a ``shape`` its environments have no other.
     """
 
     def __init__(
-        self, settings: ModelSettings, *, backend: Backend, limits: Limits, machine: Machine
+        self,
+        settings: ModelSettings,
+        *,
+        backend: Backend,
+        limits: Limits,
+        machine: Machine,
+        shape: Shape | None = None,
     ) -> None:
         self.name = settings.name
         self.path = settings.path
@@ -52,7 +58,7 @@ class ServedModel:
         self._backend = backend
         self._machine = machine
         self.build = Build.read(self.path)
-        shapes = self._shapes(self.build)
+        shapes = self._shapes(self.build) if shape is None else (shape,)
         self.spec = ModelSpec(
             name=self.name,
             shapes=shapes,

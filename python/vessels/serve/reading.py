@@ -1,4 +1,4 @@
-"""What a host reads of a sealed request before anything else is done with it.
+"""What a host reads of a request before anything else is done with it.
 
 Each raises :class:`ServeError` for what is not as ``docs/serving.md`` says.
 """
@@ -10,6 +10,7 @@ from typing import Final
 
 from starlette.requests import Request
 
+from vessels.attestation.evidence import NONCE_SIZE
 from vessels.listening import TooLarge, TooSlow, read_body
 from vessels.predict_headers import DEADLINE, ENVIRONMENT, IDENTITY_SIZE, MAX_DEADLINE_MS
 from vessels.serve.errors import Code, ServeError
@@ -21,6 +22,17 @@ SMALLEST_REQUEST: Final = 32 + 16
 
 _IDENTITY = re.compile(rf"[0-9a-fA-F]{{{2 * IDENTITY_SIZE}}}")
 _DEADLINE = re.compile(r"[0-9]{1,7}")
+_NONCE = re.compile(rf"[0-9a-fA-F]{{{2 * NONCE_SIZE}}}")
+
+
+def stated_nonce(request: Request) -> bytes:
+    """The nonce that it asks evidence for."""
+    nonces = request.query_params.getlist("nonce")
+    if len(nonces) != 1 or not _NONCE.fullmatch(nonces[0]):
+        raise ServeError(
+            Code.MALFORMED, f"nonce must be given once, as {2 * NONCE_SIZE} hexadecimal digits."
+        )
+    return bytes.fromhex(nonces[0])
 
 
 def named_environment(request: Request) -> str | None:
