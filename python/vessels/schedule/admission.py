@@ -3,7 +3,7 @@
 A request without a deadline has a patience, chosen so that a machine that is asked for too much
 neither runs out of work nor lets a queue grow that is of no use. At 90 % of the capacity, with
 arrivals at random and even runs, more than ``QUEUED_COUNT`` requests wait in one moment of
-sixteen, and a batch waits for the one before it and for the turns of others. With those in
+eleven, and a batch waits for the one before it and for the turns of others. With those in
 their batches a queue of that length costs hardly a request there (one in a thousand, by the
 simulator), and bounds what any request waits under whatever load.
 """
@@ -16,8 +16,8 @@ from vessels.schedule.dispatch import DOUBT_SECONDS
 from vessels.schedule.fairness import shares
 from vessels.schedule.state import Environment, Fleet, State
 
-QUEUED_COUNT = 14
-"""exp(-2 (1 - 0.9) n) is 1/16: the queue of steady service and random arrivals."""
+QUEUED_COUNT = 12
+"""exp(-2 (1 - 0.9) n) is about 1/11: the queue of steady service and random arrivals."""
 BATCH_COUNT = 2.0
 """Full runs that are waited for besides: the one under way, and one's own."""
 OTHERS_COUNT = 1.75
