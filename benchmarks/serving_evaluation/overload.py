@@ -1,10 +1,11 @@
 """Ours asked more than it can answer, and more models than fit: served, and simulated.
 
 First the capacity is looked for: what clients in a closed loop were answered at best, or the
-goodput where requests are refused, if that is more. Then parts and multiples
-of it are asked, of one model; those that limits are for in turn with clients in a closed loop, so
-that what the machine does else falls on all alike. And some of what one model is answered at best
-is asked of many models that do not fit together, some of them asked for far more than others.
+goodput where requests are refused, if that is more. Then parts and multiples of it are asked, of
+one model; those that limits are for in turn with clients in a closed loop, and of what these were
+answered, so that what the machine does else falls on all alike. And some of what one model is
+answered at best is asked of many models that do not fit together, some of them asked for far more
+than others.
 """
 
 from __future__ import annotations
@@ -67,17 +68,18 @@ def overload(
     travel = _travel(min(ours, key=lambda p: p.clients))
     timing, specs = _timed(bench, network, 1, search, travel)
 
-    def loaded(factor: float, seed: int) -> OpenPoint:
+    def loaded(factor: float, seed: int, most: float) -> OpenPoint:
         again = again_in_simulation(specs, _machine(settings), timing, settings, factor)
-        name, rate = f"open-{factor:g}-{seed}", factor * capacity
-        return _point(bench, name, network, 1, rate, seed, factor, again)
+        name = f"open-{factor:g}-{seed}"
+        return _point(bench, name, network, 1, factor * most, seed, factor, again)
 
     judged = [f for f in settings.loads if f in (BUSY, DOUBLE)]
-    points = [loaded(f, settings.seeds[0]) for f in settings.loads if f not in judged]
+    others = [f for f in settings.loads if f not in judged]
+    points = [loaded(factor, settings.seeds[0], capacity) for factor in others]
     beside = []
     for seed in settings.seeds:
         beside.append(_beside(bench, ours, seed))
-        points += [loaded(factor, seed) for factor in judged]
+        points += [loaded(factor, seed, _best(beside[-1:])) for factor in judged]
     points.sort(key=_place)
     network, count = settings.tenant_network, settings.mixed_tenants
     best = _best([p for p in tenants if p.system == OURS.name])
@@ -134,9 +136,12 @@ def _best(points: Sequence[ClosedPoint]) -> float:
 
 
 def _beside(bench: Bench, ours: Sequence[ClosedPoint], turn: int) -> ClosedPoint:
-    """As many clients in a closed loop as were answered best, for as long as a load is asked."""
+    """As many clients in a closed loop as were answered best, none of them refused if there is such
+    a point, for as long as a load is asked."""
     settings = bench.settings
-    best = max((p for p in ours if p.seen is not None), key=lambda p: _best([p]))
+    served = [p for p in ours if p.seen is not None]
+    content = [p for p in served if p.seen is not None and not p.seen.refused]
+    best = max(content or served, key=lambda p: _best([p]))
     seconds = settings.load_seconds - settings.load_warmup
     asked = replace(settings, seconds=seconds, warmup=settings.load_warmup)
     [point] = crowd(

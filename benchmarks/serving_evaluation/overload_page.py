@@ -39,7 +39,9 @@ def overload_section(found: Overload, plot: str) -> str:
 {found.search.network}, ours, in an open loop: requests come at random (Poisson) whatever becomes
 of those before them, and state no deadline. The load is in times of the capacity,
 {found.capacity:.1f} a second: the most that clients in a closed loop were answered (above), or that
-was answered of {found.search.rate:.1f} requests a second, {found.search.served.goodput:.1f}.
+was answered of {found.search.rate:.1f} requests a second, {found.search.served.goodput:.1f}. Loads
+that limits are for were asked in turn with {_crowd(found.beside)} clients in a closed loop for as
+long, once for each seed, and are in times of what these were answered: {_rates(found.beside)}.
 Percentiles are of accepted requests; "late" is how much later than due the generator sent (p99).
 
 {table(head, rows)}"""
@@ -60,10 +62,9 @@ Percentiles are of accepted requests; "late" is how much later than due the gene
 
 {table(("limit", "found", "kept"), limits)}
 
-Figures are means over the repeats. Of each repeat, 0.9 and 2.0 were asked in turn with
-{_crowd(found.beside)} clients in a closed loop for as long, who were answered
-{_rates(found.beside)} a second: what is the most on average of the three,
-{judged.capacity:.1f}, is the capacity that the limit is of."""
+Figures are means over the repeats. The capacity of the second limit is what clients in the closed
+loop were answered, or what was answered of 0.9 or 2.0 if that is more on average:
+{judged.capacity:.1f} a second."""
     return f"{text}\n\n![Goodput and p99 over the load]({plot})"
 
 

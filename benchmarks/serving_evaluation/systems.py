@@ -54,7 +54,7 @@ class Settings:
     loads: tuple[float, ...] = (0.5, 0.9, 1.0, 1.5, 2.0)
     load_seconds: float = 25.0
     load_warmup: float = 5.0
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     mixed_tenants: int = 16
     mixed_loads: tuple[float, ...] = (0.25, 0.5)
     timing_seconds: float = 1.0
