@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,18 @@ def until(true: Callable[[], object], what: str) -> None:
     while not true():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.01)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process is stopped meanwhile: it neither works nor ends."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        # It may have been ended and replaced.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 @dataclass(frozen=True)
@@ -137,17 +149,9 @@ class Running:
         found = self.site.metrics.registry.get_sample_value(name, labels)
         return 0.0 if found is None else found
 
-    @contextmanager
-    def stalled(self) -> Iterator[None]:
+    def stalled(self) -> AbstractContextManager[None]:
         """The enclave is stopped meanwhile: it neither works nor ends."""
-        pid = self.enclave
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            # It may have been ended and replaced.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        return stopped(self.enclave)
 
     def connect(self) -> socket.socket:
         """A connection, to say anything on."""

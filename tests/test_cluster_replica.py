@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'vessels[ra
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Sealed
+from tests.serving import stopped
 from vessels import Enclave
 from vessels.attestation import Evidence, model_digest, new_nonce
 from vessels.cluster import replica as replicas
@@ -72,17 +73,9 @@ class Running:
         assert environment.pid is not None
         return environment.pid
 
-    @contextmanager
-    def stalled(self) -> Iterator[None]:
+    def stalled(self) -> AbstractContextManager[None]:
         """The enclave is stopped meanwhile: it neither works nor ends."""
-        pid = self.enclave
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            # It may have been ended.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        return stopped(self.enclave)
 
     async def ask(self, image: Any, seconds: float | None = None) -> Any:
         """The scores, or the replica's refusal."""
