@@ -474,3 +474,10 @@ def test_a_run_in_which_nothing_was_computed_is_no_measure() -> None:
             assert decisions == [Run(1, (99,))]
         else:
             assert_overloaded(decisions, 99)
+
+
+def test_a_few_clients_of_a_small_model_are_not_too_many() -> None:
+    scheduler = serving(model(each=0.02))
+    assert scheduler.handle(Arrived(1.0, 1, 1)) == [Run(1, (1,))]
+    for ticket in range(2, 17):
+        assert scheduler.handle(Arrived(1.0, ticket, 1)) == []

@@ -22,8 +22,8 @@ BATCH_COUNT = 2.0
 """Full runs that are waited for besides: the one under way, and one's own."""
 OTHERS_COUNT = 1.75
 """How many turns of all others are waited for, if runs are of batches."""
-LEAST_PATIENCE = 0.02
-"""Seconds, below which what is not the scheduler's to plan weighs more than the runs."""
+LEAST_PATIENCE = 0.5
+"""Seconds that nobody minds who states no deadline: a few dozen clients of a small model."""
 MARGIN = 0.9
 """The part of the time until a stated deadline that the estimate may take up."""
 
