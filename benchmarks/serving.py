@@ -30,12 +30,10 @@ import typer
 import vessels
 from benchmarks import zoo
 from benchmarks.machine import core_seconds, magika_model
-from vessels.attestation import Policy, model_digest
-from vessels.attestation.simulation import Enclave, SimulationRoot
-from vessels.attestation.template import new_policy
+from benchmarks.trust import client_policy
+from vessels.attestation import Policy
 from vessels.cli.common import run_app
 from vessels.client import AsyncClient, Client
-from vessels.enclave import find_enclave_binary
 
 Array = np.ndarray[Any, Any]
 
@@ -105,12 +103,7 @@ def served(sealed: Path, key: Path, threads: int | None) -> Iterator[Served]:
     command = [sys.executable, "-m", "vessels", "serve", f"m={sealed}", "--insecure-key", str(key)]
     command += ["--listen", "127.0.0.1:0", "--log", "json"]
     command += [] if threads is None else ["--threads", str(threads)]
-    root = SimulationRoot.load_or_create()
-    text = new_policy(
-        {"m": [model_digest(sealed)]},
-        measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
-        insecure_simulation_root=root.trusted,
-    )  # fmt: skip
+    text = client_policy({"m": sealed})
     log = sealed.with_suffix(".log")
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file)

@@ -12,15 +12,13 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 
-from tests.attestation import policy
+from tests.attestation import policy, rules_of
 from tests.conftest import Sealed
 from tests.proxy_running import running_proxy
 from tests.serving import Running, serving, until
 from vessels import Client, Enclave
-from vessels.attestation import Policy, model_digest
-from vessels.attestation.simulation import Enclave as Measured
+from vessels.attestation import Policy
 from vessels.attestation.simulation import SimulationRoot
-from vessels.enclave import find_enclave_binary
 from vessels.errors import AttestationError, ServerError
 
 
@@ -41,12 +39,7 @@ def server(sealed: Sealed, home: None) -> Iterator[Running]:
 
 @pytest.fixture
 def rules(sealed: Sealed, home: None) -> Policy:
-    measured = Measured.of_binary(find_enclave_binary())
-    return policy(
-        models={"m": [model_digest(sealed.vessel).hex()]},
-        sgx={"mr_enclave": [measured.mr_enclave.hex()]},
-        root=SimulationRoot.load_or_create(),
-    )
+    return rules_of(sealed.vessel)
 
 
 @pytest.fixture

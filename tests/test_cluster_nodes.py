@@ -24,16 +24,13 @@ import httpx2
 from ray import serve
 
 import vessels
-from tests.attestation import policy
+from tests.attestation import rules_of
 from tests.cluster_running import Nodes, deployed, enclaves, is_ready, nodes, until
 from tests.conftest import Sealed
 from vessels import Client, Enclave
 from vessels.attestation import Evidence, Policy, model_digest, new_nonce
-from vessels.attestation.simulation import Enclave as Measured
-from vessels.attestation.simulation import SimulationRoot
 from vessels.cluster.config import ClusterConfig
 from vessels.cluster.need import need_of
-from vessels.enclave import find_enclave_binary
 from vessels.errors import ServerError
 from vessels.predict_headers import identity_of
 from vessels.sealed_messages import RequestSealer
@@ -78,12 +75,7 @@ class Model:
         )
 
     def rules(self) -> Policy:
-        measured = Measured.of_binary(find_enclave_binary())
-        return policy(
-            models={"m": [model_digest(self.path).hex()]},
-            sgx={"mr_enclave": [measured.mr_enclave.hex()]},
-            root=SimulationRoot.load_or_create(),
-        )
+        return rules_of(self.path)
 
     def enclaves(self) -> set[int]:
         """The processes that hold it."""

@@ -18,16 +18,13 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from tests.attestation import policy
+from tests.attestation import rules_of
 from tests.cluster_running import deployed, enclaves, nodes, until
 from tests.conftest import Sealed
 from tests.proxy_running import running_proxy
 from vessels import Client, Enclave
-from vessels.attestation import Evidence, Policy, model_digest, new_nonce
-from vessels.attestation.simulation import Enclave as Measured
-from vessels.attestation.simulation import SimulationRoot
+from vessels.attestation import Evidence, Policy, new_nonce
 from vessels.cluster.config import ClusterConfig
-from vessels.enclave import find_enclave_binary
 from vessels.predict_headers import DEADLINE, ENVIRONMENT, identity_of
 from vessels.sealed_messages import RequestSealer
 
@@ -42,12 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def rules(sealed: Sealed, home: None) -> Policy:
-    measured = Measured.of_binary(find_enclave_binary())
-    return policy(
-        models={"m": [model_digest(sealed.vessel).hex()]},
-        sgx={"mr_enclave": [measured.mr_enclave.hex()]},
-        root=SimulationRoot.load_or_create(),
-    )
+    return rules_of(sealed.vessel)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,9 @@ import vessels
 from benchmarks import zoo
 from benchmarks.load.sealed import Question, Tensors
 from benchmarks.machine import magika_model
-from vessels.attestation import Policy, model_digest
-from vessels.attestation.simulation import Enclave, SimulationRoot
-from vessels.attestation.template import new_policy
+from benchmarks.trust import client_policy
+from vessels.attestation import Policy
 from vessels.bench import onnxruntime_session
-from vessels.enclave import find_enclave_binary
 from vessels.errors import UsageError
 from vessels.ports import Port
 from vessels.schedule.model import Machine
@@ -96,7 +94,7 @@ def build(folder: Path, texts: Sequence[str], *, seed: int) -> Stage:
         size = min(s.size for s in spec.shapes)
         ports = Port.of(read_header(path).inputs)
         models.append(Model(name, size, _questions(file, ports, seed + number)))
-    policy = _policy_text([sealed / f"{m.name}.vessel" for m in models])
+    policy = client_policy({m.name: sealed / f"{m.name}.vessel" for m in models})
     (folder / _POLICY).write_text(policy, encoding="utf-8")
     return Stage(folder, models, Policy.parse(policy, _POLICY))
 
@@ -135,12 +133,3 @@ def _made_up(port: Port, random: np.random.Generator) -> np.ndarray[Any, Any]:
     # Text of few letters, other ones each time, so that a classifier of files is of many minds.
     letters = random.integers(0, _TOKEN_COUNT, random.integers(2, 64))
     return random.choice(letters, port.shape).astype(port.dtype)
-
-
-def _policy_text(paths: Sequence[Path]) -> str:
-    """One policy for all models, in the simulation."""
-    return new_policy(
-        {path.stem: [model_digest(path)] for path in paths},
-        measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
-        insecure_simulation_root=SimulationRoot.load_or_create().trusted,
-    )

@@ -7,10 +7,6 @@ from pathlib import Path
 
 from benchmarks import zoo
 from vessels.api import compile_model
-from vessels.attestation import model_digest
-from vessels.attestation.simulation import Enclave, SimulationRoot
-from vessels.attestation.template import new_policy
-from vessels.enclave import find_enclave_binary
 from vessels.plan import Plan, Policy
 from vessels.seal import create_key, load_key, seal
 
@@ -36,12 +32,3 @@ class Models:
         secret = load_key(key) if key.exists() else create_key(key)
         seal(self._plans[network, policy], secret, path)
         return path
-
-
-def client_policy(models: dict[str, Path]) -> str:
-    """What clients of simulated enclaves accept: these models."""
-    return new_policy(
-        {name: [model_digest(path)] for name, path in models.items()},
-        measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
-        insecure_simulation_root=SimulationRoot.load_or_create().trusted,
-    )

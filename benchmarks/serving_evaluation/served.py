@@ -15,8 +15,8 @@ from typing import Any
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.serving_evaluation.models import client_policy
 from benchmarks.serving_evaluation.systems import System
+from benchmarks.trust import client_policy
 from vessels.errors import UsageError
 from vessels.study.emulator import Emulator
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks.load.sealed import made_up
 from benchmarks.machine import core_seconds
 from benchmarks.serving_evaluation.emulated import Emulated
-from benchmarks.serving_evaluation.models import client_policy
 from benchmarks.serving_evaluation.result import RunTimes, Timing
+from benchmarks.trust import client_policy
 from vessels.attestation import CollateralService, Evidence, Policy, Verifier, new_nonce
 from vessels.ports import Port
 from vessels.schedule.model import Machine, Shape

@@ -10,7 +10,16 @@ from rich.table import Table
 
 from vessels import api
 from vessels.api import Inspection
-from vessels.cli.common import mib, out, parse_shapes, parse_size, print_json, progress, sizes_table
+from vessels.cli.common import (
+    AsJson,
+    mib,
+    out,
+    parse_shapes,
+    parse_size,
+    print_json,
+    progress,
+    sizes_table,
+)
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX model.")]
 Shapes = Annotated[
@@ -51,9 +60,7 @@ def build(
             "resident, every tensor and workspace in memory of its own.",
         ),
     ] = "planned",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compile an ONNX model to a plan for one small memory pool, and seal it."""
     key_file = key or output.with_suffix(".key")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from vessels.cli.common import mib, out, parse_size, print_json
+from vessels.cli.common import AsJson, mib, out, parse_size, print_json
 from vessels.errors import UsageError
 from vessels.ladder import MAX_SLOTS
 
@@ -55,9 +55,7 @@ def need(
         Path | None,
         typer.Option(metavar="DIR", help="For SGX under Gramine: the model's signed folder."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what one environment of each model takes of a node, and the shape it has."""
     from vessels.cluster.need import RESOURCE, need_of
