@@ -116,7 +116,9 @@ def test_a_model_changed_while_it_is_used_gives_no_output(
                 file.truncate(size // 2 // mmap.PAGESIZE * mmap.PAGESIZE)
             else:
                 file.seek(size - 100)
-                file.write(bytes(1))
+                (byte,) = file.read(1)
+                file.seek(size - 100)
+                file.write(bytes([byte ^ 1]))
         # What the system has no bytes for ends the process.
         with pytest.raises(
             EnclaveError if cut else SealedError, match="SIGBUS" if cut else "chunk"
