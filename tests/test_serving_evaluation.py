@@ -17,6 +17,7 @@ from benchmarks.serving_evaluation import run as runs
 from benchmarks.serving_evaluation.claims import expectations, verdict
 from benchmarks.serving_evaluation.closed import Answer, Log, seen
 from benchmarks.serving_evaluation.overload import (
+    Loaded,
     Overload,
     again_in_simulation,
     is_saturated,
@@ -116,22 +117,21 @@ def test_limits_of_overload_are_kept_or_missed() -> None:
     search = _open(None, 1, 100.0, 50.0)
     good = [_open(0.9, 1, 100.0, 90.0), _open(2.0, 1, 199.0, 97.0), _open(2.0, 2, 199.0, 95.0)]
     beside = [_answered(40.0), _answered(60.0)]
-    found = verdict(beside, good)
+    found = verdict(_loaded(beside, good))
     assert found is not None and found.capacity == 96.0
     # Of several turns the mean counts, not the best.
-    most = verdict([_answered(100.0), _answered(140.0)], good)
+    most = verdict(_loaded([_answered(100.0), _answered(140.0)], good))
     assert most is not None and most.capacity == 120.0 and not most.goodput_kept
     assert found.p99_kept and found.goodput_kept and found.p99_ratio == pytest.approx(1.99)
-    slow = verdict(beside, [good[0], _open(2.0, 1, 201.0, 80.0)])
+    slow = verdict(_loaded(beside, [good[0], _open(2.0, 1, 201.0, 80.0)]))
     assert slow is not None and not slow.p99_kept and not slow.goodput_kept
-    assert verdict(beside, good[:1]) is None
+    assert verdict(_loaded(beside, good[:1])) is None
     # Where all are refused there is no p99, and no limit is kept.
-    assert verdict(beside, [good[0], replace(good[1], served=_summary([]))]) is None
+    assert verdict(_loaded(beside, [good[0], replace(good[1], served=_summary([]))])) is None
     clients, tenants = _points()
-    kept = Overload(50.0, search, tuple(beside), TIMING, tuple(good), TIMING, ())
-    assert "99 times: kept" in expectations(clients, tenants, kept)
-    missed = replace(kept, open=(good[0], _open(2.0, 1, 201.0, 80.0)))
-    text = expectations(clients, tenants, missed)
+    one, small = _loaded(beside, good), _loaded(beside, [good[0], _open(2.0, 1, 201.0, 80.0)])
+    text = expectations(clients, tenants, Overload(50.0, search, TIMING, one, small, TIMING, ()))
+    assert "1.99 times: kept" in text
     assert "2.01 times: MISSED" in text and "88.9%: MISSED" in text
 
 
@@ -139,10 +139,10 @@ def test_the_page_says_all_that_was_measured(tmp_path: Path) -> None:
     clients, tenants = _points()
     points = [_open(f, s, 100.0 * f, 50.0) for f in (0.9, 2.0) for s in (1, 2)]
     simulated = [replace(p, simulated=p.served, simulated_launches=7) for p in points]
+    loaded = _loaded([_answered(40.0), _answered(60.0)], simulated)
     over = Overload(
-        50.0, _open(None, 1, 9.0, 50.0), (_answered(40.0), _answered(60.0)), TIMING,
-        tuple(simulated), TIMING, tuple(simulated[:2]),
-    )  # fmt: skip
+        50.0, _open(None, 1, 9.0, 50.0), TIMING, loaded, loaded, TIMING, tuple(simulated[:2])
+    )
     about = StudiedMachine("a processor", 2, "Linux 6", "", "1.0", "2030-01-02T03:04:05")
     found = Found(about, 3.5, QUICK, clients, tenants, over)
     path = page.write_page(found, tmp_path)
@@ -170,6 +170,10 @@ def _points() -> tuple[tuple[ClosedPoint, ...], tuple[ClosedPoint, ...]]:
 def _closed(system: str, tenants: int, clients: int) -> ClosedPoint:
     found = seen(_log([0.1] * 10), 0.0, 20.0)
     return ClosedPoint(system, "net", tenants, clients, 0.5, found, faults=3.0, batch=1.5)
+
+
+def _loaded(beside: list[ClosedPoint], points: list[OpenPoint]) -> Loaded:
+    return Loaded(tuple(beside), tuple(points))
 
 
 def _answered(rate: float) -> ClosedPoint:
@@ -221,7 +225,9 @@ def test_a_small_evaluation_is_measured_once(
         assert closed.seen is not None and closed.seen.answers and not closed.seen.wrong
         assert closed.seen.models == closed.tenants and closed.refusal is None
     assert all(p.faults == 0 for p in points if p.system == "ours")
-    [one], [mixed] = first.overload.open, first.overload.mixed
+    [one], [small] = first.overload.one.open, first.overload.small.open
+    [mixed] = first.overload.mixed
+    assert small.served.checked and not small.served.wrong
     for point in (one, mixed):
         assert point.served.checked and not point.served.wrong and point.simulated is not None
         assert point.simulated.offered == point.served.offered

@@ -37,11 +37,14 @@ def test_ten_models_larger_than_the_memory(load: float) -> None:
         assert ours.useful > static.useful
 
 
-@pytest.mark.parametrize("scenario", ["one-open", "four-open"])
+@pytest.mark.parametrize("scenario", ["one-open", "small-open", "four-open"])
 def test_overload(scenario: str) -> None:
-    """At twice the capacity p99 at most doubles, and next to nothing of the capacity is lost."""
+    """At twice the capacity p99 at most doubles, and next to nothing of the capacity is lost.
+
+    The limit here is lower, as other traces are up to a fifth worse.
+    """
     found = overload(scenario, "ours", 90.0)
-    assert found.over.p99_ms <= 2 * found.busy.p99_ms
+    assert found.over.p99_ms <= 1.75 * found.busy.p99_ms
     assert found.over.useful >= 0.95 * found.capacity
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOADS = (0.5, 0.9, 2.0)
 PLOT_LOADS = tuple(round(0.2 * n, 1) for n in range(1, 11))
 PLOTTED = ("one", "ten")
-OVERLOADED = ("one-open", "four-open", "one", "four", "ten")
+OVERLOADED = ("one-open", "small-open", "four-open", "one", "four", "ten")
 _BY_NAME = {s.name: s for s in SCENARIOS}
 
 

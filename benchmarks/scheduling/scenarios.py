@@ -92,11 +92,13 @@ def _scenario(
 
 _BY_NAME = {f.name: f for f in ZOO}
 _ONE = [_BY_NAME["resnet50"]]
+_SMALL = [_BY_NAME["squeezenet"]]
 _FITTING = [_BY_NAME[n] for n in ("squeezenet", "mobilenet_v2", "resnet50", "alexnet")]
 
 SCENARIOS = (
     _scenario("one", "ResNet-50 alone", _ONE, even),
     _scenario("one-open", "ResNet-50 alone, no deadlines stated", _ONE, even, deadlines=False),
+    _scenario("small-open", "SqueezeNet alone, no deadlines stated", _SMALL, even, deadlines=False),
     _scenario("one-bursts", "ResNet-50 alone, in bursts", _ONE, uneven),
     _scenario("four", "Four models that fit together", _FITTING, even),
     _scenario("four-open", "The four, no deadlines stated", _FITTING, even, deadlines=False),

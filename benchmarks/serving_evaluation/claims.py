@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.load.outcomes import Summary
-from benchmarks.serving_evaluation.overload import Overload
+from benchmarks.serving_evaluation.overload import Loaded, Overload
 from benchmarks.serving_evaluation.result import ClosedPoint, OpenPoint
 from benchmarks.serving_evaluation.systems import ADMITTED, BUSY, DOUBLE, OURS, UNADMITTED
 
@@ -45,19 +45,20 @@ def mean(
     return statistics.mean(known) if known and len(known) == len(found) else None
 
 
-def verdict(beside: Sequence[ClosedPoint], points: Sequence[OpenPoint]) -> Verdict | None:
+def verdict(found: Loaded) -> Verdict | None:
     """Whether the limits are kept.
 
     The capacity is what clients in a closed loop were answered ``beside`` the loads that limits are
     for, or what was answered at one of these if that is more: each the mean of as many turns. What
     is the most of many single points would be more by what the machine's noise is.
     """
+    points = found.open
     busy = mean(points, BUSY, lambda p: p.served.p99_ms)
     double = mean(points, DOUBLE, lambda p: p.served.p99_ms)
     goodput = mean(points, DOUBLE, lambda p: p.served.goodput)
     if not busy or double is None or goodput is None:
         return None
-    closed = [p.seen.per_second for p in beside if p.seen is not None]
+    closed = [p.seen.per_second for p in found.beside if p.seen is not None]
     at_busy = mean(points, BUSY, lambda p: p.served.goodput) or 0.0
     most = max(statistics.mean(closed), at_busy, goodput)
     return Verdict(most, double / busy, goodput / most)
@@ -71,8 +72,9 @@ def expectations(
     """A section of the page."""
     lines = [
         *_crowds(clients, tenants),
-        *_overload(verdict(overload.beside, overload.open)),
-        *_likeness("one model", overload.open),
+        *_overload(overload.one),
+        *_overload(overload.small),
+        *_likeness("one model", overload.one.open),
         *_likeness("many models", overload.mixed),
     ]
     return "## What was expected, and what came\n\n" + "\n".join(f"- {line}" for line in lines)
@@ -129,16 +131,18 @@ def _against(other: ClosedPoint, rate: float) -> str:
     return f"{text}; {other.faults:,.0f} faults an answer"
 
 
-def _overload(found: Verdict | None) -> list[str]:
-    if found is None:
+def _overload(found: Loaded) -> list[str]:
+    judged = verdict(found)
+    if judged is None:
         return []
-    p99 = "kept" if found.p99_kept else "MISSED"
-    goodput = "kept" if found.goodput_kept else "MISSED"
+    network = found.open[0].network
+    p99 = "kept" if judged.p99_kept else "MISSED"
+    goodput = "kept" if judged.goodput_kept else "MISSED"
     return [
-        f"**At twice the capacity the p99 of accepted requests is within {MOST_P99:g} times that "
-        f"at 90 %**: {found.p99_ratio:.2f} times: {p99}.",
-        f"**And goodput is at least {LEAST_GOODPUT:.0%} of capacity**: "
-        f"{found.goodput_share:.1%}: {goodput}.",
+        f"**{network}: at twice the capacity the p99 of accepted requests is within {MOST_P99:g} "
+        f"times that at 90 %**: {judged.p99_ratio:.2f} times: {p99}.",
+        f"**{network}: and goodput is at least {LEAST_GOODPUT:.0%} of capacity**: "
+        f"{judged.goodput_share:.1%}: {goodput}.",
     ]
 
 

@@ -3,7 +3,8 @@
 First the capacity is looked for: what clients in a closed loop were answered at best, or the
 goodput where requests are refused, if that is more. Then parts and multiples of it are asked, of
 one model; those that limits are for in turn with clients in a closed loop, and of what these were
-answered, so that what the machine does else falls on all alike. And some of what one model is
+answered, so that what the machine does else falls on all alike. The latter is done with a small
+model as well, where more of the time goes to what is not the model. And some of what one model is
 answered at best is asked of many models that do not fit together, some of them asked for far more
 than others.
 """
@@ -21,7 +22,7 @@ from benchmarks.serving_evaluation.emulated import Emulated
 from benchmarks.serving_evaluation.openloop import open_point
 from benchmarks.serving_evaluation.replay import Replay, replayed
 from benchmarks.serving_evaluation.result import ClosedPoint, OpenPoint, Timing
-from benchmarks.serving_evaluation.systems import BUSY, DOUBLE, OURS, Settings
+from benchmarks.serving_evaluation.systems import JUDGED, OURS, Settings
 from benchmarks.serving_evaluation.timing import described, timing_of
 from vessels.schedule.model import Machine, ModelSpec
 from vessels.schedule.traces import zipf
@@ -40,18 +41,29 @@ CLIENTS, MIXED_CLIENTS = 4, 1
 
 
 @dataclass(frozen=True)
-class Overload:
-    """``open`` is of one model, ``mixed`` of many; timings are what the simulator was told.
+class Loaded:
+    """One model in an ``open`` loop, and ``beside`` it clients in a closed loop.
 
-    ``capacity`` is what one model was answered a second at best, in a closed loop or in ``search``.
-    ``beside`` are points of a closed loop, measured in turn with those that limits are for.
+    These were measured in turn with the loads that limits are for.
+    """
+
+    beside: tuple[ClosedPoint, ...]
+    open: tuple[OpenPoint, ...]
+
+
+@dataclass(frozen=True)
+class Overload:
+    """``one`` and ``small`` are of one model, ``mixed`` of many.
+
+    ``capacity`` is what ``one`` was answered a second at best, in a closed loop or in ``search``.
+    Timings are what the simulator was told; of ``small`` it is told nothing.
     """
 
     capacity: float
     search: OpenPoint
-    beside: tuple[ClosedPoint, ...]
     timing: Timing
-    open: tuple[OpenPoint, ...]
+    one: Loaded
+    small: Loaded
     mixed_timing: Timing
     mixed: tuple[OpenPoint, ...]
 
@@ -68,30 +80,26 @@ def overload(
     travel = _travel(min(ours, key=lambda p: p.clients))
     timing, specs = _timed(bench, network, 1, search, travel)
 
-    def loaded(factor: float, seed: int, most: float) -> OpenPoint:
-        again = again_in_simulation(specs, _machine(settings), timing, settings, factor)
-        name = f"open-{factor:g}-{seed}"
-        return _point(bench, name, network, 1, factor * most, seed, factor, again)
+    def again(factor: float) -> Again:
+        return again_in_simulation(specs, _machine(settings), timing, settings, factor)
 
-    judged = [f for f in settings.loads if f in (BUSY, DOUBLE)]
-    others = [f for f in settings.loads if f not in judged]
-    points = [loaded(factor, settings.seeds[0], capacity) for factor in others]
-    beside = []
-    for seed in settings.seeds:
-        beside.append(_beside(bench, ours, seed))
-        points += [loaded(factor, seed, _best(beside[-1:])) for factor in judged]
-    points.sort(key=_place)
+    others = [
+        _load(bench, network, factor, settings.seeds[0], capacity, again(factor))
+        for factor in settings.loads
+        if factor not in JUDGED
+    ]
+    one = _in_turn(bench, network, _content(ours), again)
+    one = replace(one, open=tuple(sorted([*others, *one.open], key=_place)))
+    small = _in_turn(bench, settings.tenant_network, settings.small_clients, None)
     network, count = settings.tenant_network, settings.mixed_tenants
     best = _best([p for p in tenants if p.system == OURS.name])
     mixed_timing, specs = _timed(bench, network, count, search, travel)
     mixed = []
     for factor in settings.mixed_loads:
-        again = again_in_simulation(specs, _machine(settings), mixed_timing, settings, 1.0)
+        once = again_in_simulation(specs, _machine(settings), mixed_timing, settings, 1.0)
         name, seed = f"mixed-{factor:g}", settings.seeds[0]
-        mixed.append(_point(bench, name, network, count, factor * best, seed, factor, again))
-    return Overload(
-        capacity, search, tuple(beside), timing, tuple(points), mixed_timing, tuple(mixed)
-    )
+        mixed.append(_point(bench, name, network, count, factor * best, seed, factor, once))
+    return Overload(capacity, search, timing, one, small, mixed_timing, tuple(mixed))
 
 
 def is_saturated(point: OpenPoint) -> bool:
@@ -135,18 +143,44 @@ def _best(points: Sequence[ClosedPoint]) -> float:
     return max(p.seen.per_second for p in points if p.seen is not None)
 
 
-def _beside(bench: Bench, ours: Sequence[ClosedPoint], turn: int) -> ClosedPoint:
-    """As many clients in a closed loop as were answered best, none of them refused if there is such
-    a point, for as long as a load is asked."""
-    settings = bench.settings
+def _content(ours: Sequence[ClosedPoint]) -> int:
+    """How many clients were answered best, none of them refused if there is such a point."""
     served = [p for p in ours if p.seen is not None]
     content = [p for p in served if p.seen is not None and not p.seen.refused]
-    best = max(content or served, key=lambda p: _best([p]))
+    return max(content or served, key=lambda p: _best([p])).clients
+
+
+def _in_turn(
+    bench: Bench, network: str, clients: int, again: Callable[[float], Again] | None
+) -> Loaded:
+    """The loads that limits are for, in turn with clients in a closed loop."""
+    factors = [f for f in bench.settings.loads if f in JUDGED]
+    beside: list[ClosedPoint] = []
+    points: list[OpenPoint] = []
+    for seed in bench.settings.seeds:
+        point = _beside(bench, network, clients, seed)
+        beside.append(point)
+        points += [
+            _load(bench, network, f, seed, _best([point]), None if again is None else again(f))
+            for f in factors
+        ]
+    return Loaded(tuple(beside), tuple(sorted(points, key=_place)))
+
+
+def _load(
+    bench: Bench, network: str, factor: float, seed: int, most: float, again: Again | None
+) -> OpenPoint:
+    """One model asked ``factor`` times ``most`` a second."""
+    name = f"open-{network}-{factor:g}-{seed}"
+    return _point(bench, name, network, 1, factor * most, seed, factor, again)
+
+
+def _beside(bench: Bench, network: str, clients: int, turn: int) -> ClosedPoint:
+    """Clients in a closed loop, for as long as a load is asked."""
+    settings = bench.settings
     seconds = settings.load_seconds - settings.load_warmup
     asked = replace(settings, seconds=seconds, warmup=settings.load_warmup)
-    [point] = crowd(
-        bench, OURS, settings.client_network, 1, [best.clients], settings=asked, turn=turn
-    )
+    [point] = crowd(bench, OURS, network, 1, [clients], settings=asked, turn=turn)
     return point
 
 

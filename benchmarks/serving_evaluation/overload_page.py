@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from benchmarks.load.outcomes import Summary
 from benchmarks.markdown import table
 from benchmarks.serving_evaluation.claims import LEAST_GOODPUT, MOST_P99, verdict
-from benchmarks.serving_evaluation.overload import Overload
+from benchmarks.serving_evaluation.overload import Loaded, Overload
 from benchmarks.serving_evaluation.replay import efficiency
 from benchmarks.serving_evaluation.result import ClosedPoint, OpenPoint, Timing
+from benchmarks.serving_evaluation.systems import DOUBLE
 
 
 def overload_section(found: Overload, plot: str) -> str:
-    """Loads of one model, and whether the limits are kept."""
-    judged = verdict(found.beside, found.open)
+    """Loads of one model and of a small one, and whether the limits are kept."""
+    one, small = found.one, found.small
+    return f"""## Overload
+
+{found.search.network}, ours, in an open loop: requests come at random (Poisson) whatever becomes
+of those before them, and state no deadline. The load is in times of the capacity,
+{found.capacity:.1f} a second: the most that clients in a closed loop were answered (above), or that
+was answered of {found.search.rate:.1f} requests a second, {found.search.served.goodput:.1f}. Loads
+that limits are for were asked in turn with {_crowd(one.beside)} clients in a closed loop for as
+long, once for each seed, and are in times of what these were answered: {_rates(one.beside)}.
+Percentiles are of accepted requests; "late" is how much later than due the generator sent (p99).
+
+{_loads(one.open)}
+
+{_judged(one)}
+
+![Goodput and p99 over the load]({plot})
+
+{small.open[0].network}, as a small model, at the loads that limits are for, in turn with
+{_crowd(small.beside)} clients, who were answered {_rates(small.beside)}. What a refusal costs
+server and generator is more, the shorter the runs are that it is compared with.
+
+{_loads(small.open)}
+
+{_judged(small)}"""
+
+
+def _loads(points: Sequence[OpenPoint]) -> str:
     rows = [
         (
             f"{p.factor:g}",
@@ -28,44 +56,45 @@ def overload_section(found: Overload, plot: str) -> str:
             "" if p.batch is None else f"{p.batch:.2f}",
             f"{p.lag_p99_ms:.1f}",
         )
-        for p in found.open
+        for p in points
     ]
     head = (
         "load", "seed", "offered/s", "goodput/s", "p50 ms", "p99 ms", "refused", "wrong/checked",
         "requests a run", "late ms",
     )  # fmt: skip
-    text = f"""## Overload
+    return table(head, rows)
 
-{found.search.network}, ours, in an open loop: requests come at random (Poisson) whatever becomes
-of those before them, and state no deadline. The load is in times of the capacity,
-{found.capacity:.1f} a second: the most that clients in a closed loop were answered (above), or that
-was answered of {found.search.rate:.1f} requests a second, {found.search.served.goodput:.1f}. Loads
-that limits are for were asked in turn with {_crowd(found.beside)} clients in a closed loop for as
-long, once for each seed, and are in times of what these were answered: {_rates(found.beside)}.
-Percentiles are of accepted requests; "late" is how much later than due the generator sent (p99).
 
-{table(head, rows)}"""
-    if judged is not None:
-        limits = [
-            (
-                f"p99 at 2.0 at most {MOST_P99:g} times that at 0.9",
-                f"{judged.p99_ratio:.2f}",
-                _kept(judged.p99_kept),
-            ),
-            (
-                f"goodput at 2.0 at least {LEAST_GOODPUT:.0%} of capacity",
-                f"{judged.goodput_share:.1%}",
-                _kept(judged.goodput_kept),
-            ),
-        ]
-        text += f"""
-
-{table(("limit", "found", "kept"), limits)}
+def _judged(found: Loaded) -> str:
+    judged = verdict(found)
+    if judged is None:
+        return "No limit is for these loads."
+    limits = [
+        (
+            f"p99 at 2.0 at most {MOST_P99:g} times that at 0.9",
+            f"{judged.p99_ratio:.2f}",
+            _kept(judged.p99_kept),
+        ),
+        (
+            f"goodput at 2.0 at least {LEAST_GOODPUT:.0%} of capacity",
+            f"{judged.goodput_share:.1%}",
+            _kept(judged.goodput_kept),
+        ),
+    ]
+    double = [p for p in found.open if p.factor == DOUBLE]
+    server = 1e3 * statistics.mean(p.server_cpu_seconds / p.requests for p in double)
+    generator = 1e3 * statistics.mean(p.generator_cpu_seconds / p.requests for p in double)
+    refused = statistics.mean(
+        p.served.offered_per_second * (1 - p.served.accepted / p.served.offered) for p in double
+    )
+    return f"""{table(("limit", "found", "kept"), limits)}
 
 Figures are means over the repeats. The capacity of the second limit is what clients in the closed
 loop were answered, or what was answered of 0.9 or 2.0 if that is more on average:
-{judged.capacity:.1f} a second."""
-    return f"{text}\n\n![Goodput and p99 over the load]({plot})"
+{judged.capacity:.1f} a second. At 2.0 each request, refused or not, took {server:.1f} ms of a core
+in the server and {generator:.1f} ms in the generator: those that were refused
+{refused * (server + generator) / 10:.0f} % of one core, {refused * generator / 10:.0f} % in the
+generator."""
 
 
 def simulated_section(found: Overload) -> str:
@@ -79,7 +108,7 @@ alike; nothing of what it is compared with. In each pair the first figure is the
 
 {found.search.network}, the loads from above:
 
-{_pairs(found.open)}
+{_pairs(found.one.open)}
 
 {found.mixed_timing.network}, {_copies(found.mixed)} models of which the n-th is asked for in
 proportion to 1/n. They do not fit into the EPC together, so that environments end for others'

@@ -21,8 +21,8 @@ def write_page(found: Found, folder: Path) -> Path:
     """Write the page and its plots to ``folder``; gives the page's path."""
     draw_closed(found.clients, lambda p: p.clients, "clients", folder / f"{NAME}-clients.svg")
     draw_closed(found.tenants, lambda p: p.tenants, "models", folder / f"{NAME}-tenants.svg")
-    judged = verdict(found.overload.beside, found.overload.open)
-    draw_open(found.overload.open, judged, folder / f"{NAME}-overload.svg")
+    one = found.overload.one
+    draw_open(one.open, verdict(one), folder / f"{NAME}-overload.svg")
     sections = [
         _head(found),
         expectations(found.clients, found.tenants, found.overload),
@@ -129,7 +129,7 @@ def _refusals(points: Sequence[ClosedPoint]) -> str:
 def _noise(found: Found) -> str:
     settings = found.settings
     every = [*found.clients, *found.tenants]
-    loads = sorted([p.load for p in every] + [p.load for p in found.overload.open])
+    loads = sorted([p.load for p in every] + [p.load for p in found.overload.one.open])
     closed = [p for p in every if p.seen is not None]
     clients = sorted(p.clients_cpu_ms for p in closed)
     servers = sorted(p.server_cpu_ms for p in closed)

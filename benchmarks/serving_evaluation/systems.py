@@ -27,6 +27,7 @@ ADMITTED = System("conventional, admitted", "conventional", True, 1)
 SYSTEMS = (OURS, UNADMITTED, ADMITTED)
 
 BUSY, DOUBLE = 0.9, 2.0
+JUDGED = (BUSY, DOUBLE)
 """The loads that limits are for."""
 
 
@@ -38,7 +39,9 @@ class Settings:
     ``least_answers``, up to ``most_seconds``. ``loads`` are of the capacity; each lasts
     ``load_seconds``, of which the first ``load_warmup`` do not count; those that limits are for
     once for each of ``seeds``, the others once.
-    ``mixed_loads`` are of ``mixed_tenants`` models, in parts of what tenants are answered at best.
+    They are asked of ``client_network``, and of ``tenant_network`` as a small one, whose closed
+    loop then has ``small_clients``. ``mixed_loads`` are of ``mixed_tenants`` models, in parts of
+    what tenants are answered at best.
     """
 
     epc_size: int = DEFAULT_EPC_SIZE
@@ -55,6 +58,7 @@ class Settings:
     load_seconds: float = 25.0
     load_warmup: float = 5.0
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    small_clients: int = 16
     mixed_tenants: int = 16
     mixed_loads: tuple[float, ...] = (0.25, 0.5)
     timing_seconds: float = 1.0

@@ -2,10 +2,11 @@
 
 A request without a deadline has a patience, chosen so that a machine that is asked for too much
 neither runs out of work nor lets a queue grow that is of no use. At 90 % of the capacity, with
-arrivals at random and even runs, more than ``QUEUED_COUNT`` requests wait in one moment of
-eleven, and a batch waits for the one before it and for the turns of others. With those in
-their batches a queue of that length costs hardly a request there (one in a thousand, by the
-simulator), and bounds what any request waits under whatever load.
+arrivals at random and even runs, more than n requests wait in exp(-2 (1 - 0.9) n) of all moments:
+in one of a hundred more than ``ALONE_COUNT``. A batch waits for the one before it and for the turns
+of others besides; with those in their batches ``QUEUED_COUNT`` more are enough. A queue of that
+length costs hardly a request there (one to four in a thousand, by the simulator), and bounds what
+any request waits under whatever load.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from vessels.schedule.dispatch import DOUBT_SECONDS
 from vessels.schedule.fairness import shares
 from vessels.schedule.state import Environment, Fleet, State
 
+ALONE_COUNT = 24
+"""So many requests may be answered before one at least: also a few dozen clients of a model."""
 QUEUED_COUNT = 12
-"""exp(-2 (1 - 0.9) n) is about 1/11: the queue of steady service and random arrivals."""
+"""So many besides batches."""
 BATCH_COUNT = 2.0
-"""Full runs that are waited for besides: the one under way, and one's own."""
+"""Full runs that are waited for: the one under way, and one's own."""
 OTHERS_COUNT = 1.75
 """How many turns of all others are waited for, if runs are of batches."""
-LEAST_PATIENCE = 0.5
-"""Seconds that nobody minds who states no deadline: a few dozen clients of a small model."""
+LEAST_PATIENCE = 0.1
+"""Seconds, below which what is not the scheduler's to plan weighs more than the runs."""
 MARGIN = 0.9
 """The part of the time until a stated deadline that the estimate may take up."""
 
@@ -64,8 +67,9 @@ class Admission:
         run = environment.run_seconds(slots)
         # Others' runs come between two of this model, the more so the longer its own batches.
         turns = OTHERS_COUNT * (1 / share - 1) * (1 - 1 / slots)
-        wait = run * (BATCH_COUNT + turns)
-        return max(LEAST_PATIENCE, wait + QUEUED_COUNT * self._mean_seconds(environment, now))
+        mean = self._mean_seconds(environment, now)
+        batches = run * (BATCH_COUNT + turns) + QUEUED_COUNT * mean
+        return max(LEAST_PATIENCE, batches, ALONE_COUNT * mean)
 
     def _mean_seconds(self, environment: Environment, now: float) -> float:
         """The mean time between two answers while all that can run does, by what is asked for."""
