@@ -110,7 +110,7 @@ def served(sealed: Path, key: Path, threads: int | None) -> Iterator[Served]:
     try:
         events: dict[str, dict[str, Any]] = {}
         while "model_ready" not in events:
-            if process.poll() is not None:
+            if process.poll() is not None or "enclave_ended" in events:
                 raise SystemExit(log.read_text())
             time.sleep(0.05)
             whole = log.read_text().rpartition("\n")[0]

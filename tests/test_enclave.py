@@ -165,6 +165,17 @@ def test_a_binary_that_says_something_else(
         vessels.Enclave(sealed.vessel, key=sealed.key)
 
 
+def test_a_binary_that_knows_not_its_options_is_of_another_version(
+    sealed: Sealed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = tmp_path / "vessels-enclave"
+    older.write_text(f"#!/bin/sh\nexec {find_enclave_binary()} --an-option-of-later\n")
+    older.chmod(0o755)
+    monkeypatch.setenv("VESSELS_ENCLAVE", str(older))
+    with pytest.raises(EnclaveError, match=r"code 64 .*usage: .*of the same version\?$"):
+        vessels.Enclave(sealed.vessel, key=sealed.key)
+
+
 def test_an_enclave_with_fewer_slots_than_asked_for(sealed: Sealed, tmp_path: Path) -> None:
     """As under a manifest that was replaced; its answers to a batch would be counted wrongly."""
     script = tmp_path / "enclave.py"

@@ -46,6 +46,8 @@ Array = np.ndarray[Any, Any]
 _CLOSE_TIMEOUT_SECONDS = 5.0
 _MAX_SMALL_FRAME_SIZE = 1 << 20
 
+_OTHER_VERSION = "Are the package and the binary of the same version?"
+
 _REFUSALS: Mapping[str, type[VesselsError]] = {
     "key": KeyFileError,
     "header": SealedError,
@@ -286,8 +288,7 @@ class EnclaveProcess(Closing):
 
     def _broken(self, what: str) -> NoReturn:
         raise EnclaveError(
-            f"the enclave process broke the protocol during {self._doing}: {what}. "
-            "Are the package and the binary of the same version?"
+            f"the enclave process broke the protocol during {self._doing}: {what}. {_OTHER_VERSION}"
         ) from None
 
     def _death(self) -> EnclaveError:
@@ -304,6 +305,8 @@ class EnclaveProcess(Closing):
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
         tail = f" It last said: {' / '.join(said)}" if said else ""
+        if code == os.EX_USAGE:
+            tail += f" {_OTHER_VERSION}"
         return EnclaveError(
             f"the enclave process {how} during {self._doing} of {self.path}; there is no result."
             f"{tail}"
