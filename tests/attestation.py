@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vessels.attestation import Claims, Collateral, Policy, model_digest
+from benchmarks.trust import client_policy
+from vessels.attestation import Claims, Collateral, Policy
 from vessels.attestation.simulation import Enclave, SimulationRoot
-from vessels.binaries import find_enclave_binary
 
 FOLDER = Path(__file__).parent / "quotes"
 
@@ -92,9 +92,4 @@ def policy(**parts: Any) -> Policy:
 
 def rules_of(vessel: Path) -> Policy:
     """What clients of this machine's simulated enclaves accept as the model ``m``."""
-    measured = Enclave.of_binary(find_enclave_binary())
-    return policy(
-        models={"m": [model_digest(vessel).hex()]},
-        sgx={"mr_enclave": [measured.mr_enclave.hex()]},
-        root=SimulationRoot.load_or_create(),
-    )
+    return Policy.parse(client_policy({"m": vessel}), "p.toml")

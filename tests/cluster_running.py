@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
+import tests.serving
 from vessels.cluster import app
 from vessels.cluster.config import ClusterConfig
 from vessels.cluster.need import RESOURCE
@@ -23,13 +24,7 @@ from vessels.listening import bound_socket
 PATIENCE = 60.0
 """Seconds within which everything here happens; what takes longer has failed."""
 
-
-def until(true: Callable[[], object], what: str) -> None:
-    """Wait for ``true``."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.05)
+until = partial(tests.serving.until, patience=PATIENCE, pause=0.05)
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""What tests share: the enclave binary that cargo built, and a small sealed model."""
+"""What tests share: the enclave binary that cargo built, a user's state, a small sealed model."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def small_model() -> onnx.ModelProto:
         ],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user's own state, with the simulation's root, for this process and all it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,14 @@ PATIENCE = 60.0
 """Seconds within which everything here happens; what takes longer has failed."""
 
 
-def until(true: Callable[[], object], what: str) -> None:
-    """Wait for ``true``."""
-    deadline = time.monotonic() + PATIENCE
+def until(
+    true: Callable[[], object], what: str, *, patience: float = PATIENCE, pause: float = 0.01
+) -> None:
+    """Wait for ``true``, which is asked every ``pause`` seconds, for ``patience`` at most."""
+    deadline = time.monotonic() + patience
     while not true():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 @contextmanager

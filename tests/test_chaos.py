@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,11 +33,8 @@ MODELS = ("squeezenet:48", "squeezenet:48", "squeezenet:64")
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with pytest.MonkeyPatch.context() as patch:
-        # The simulation's root is that of the policy.
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield build(tmp_path_factory.mktemp("stage"), MODELS, seed=1)
+def stage(home: None, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return build(tmp_path_factory.mktemp("stage"), MODELS, seed=1)
 
 
 @pytest.fixture

@@ -22,14 +22,6 @@ from vessels.attestation.simulation import SimulationRoot
 from vessels.errors import AttestationError, ServerError
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A user's own state, with the simulation's root."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
-
-
 @pytest.fixture
 def server(sealed: Sealed, home: None) -> Iterator[Running]:
     with serving({"m": sealed.vessel}, sealed.key) as running:

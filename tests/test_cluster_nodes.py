@@ -39,14 +39,6 @@ pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A user's own state, with the simulation's root, for this process and the cluster's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def cluster(sealed: Sealed, home: None) -> Iterator[Nodes]:
     """Two nodes with room for one environment of the small model each."""
     size = need_of(sealed.vessel, threads=1).epc_mib

@@ -30,14 +30,6 @@ from vessels.sealed_messages import RequestSealer
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A user's own state, with the simulation's root."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def rules(sealed: Sealed, home: None) -> Policy:
     return rules_of(sealed.vessel)
 

@@ -381,7 +381,10 @@ def test_expired_hardware_is_tried_again_with_other_collateral(
 def test_paths_and_methods(running: Running) -> None:
     refused(ask("get", f"{running.url}/"), 404, "path")
     refused(ask("get", f"{running.url}{PREFIX}/nothing"), 404, "path")
-    refused(ask("get", f"{running.url}{PREFIX}/auth"), 405, "method")
+    refused(ask("get", f"{running.url}{PREFIX}/ready/"), 404, "path")
+    refused(ask("post", f"{running.url}{PREFIX}/auth/"), 404, "path")
+    refused(answer := ask("get", f"{running.url}{PREFIX}/auth"), 405, "method")
+    assert answer.headers["allow"] == "POST"
     refused(ask("put", f"{running.url}{PREFIX}/attest"), 405, "method")
     refused(ask("post", f"{running.url}{PREFIX}/resource/{DIGEST.hex()}"), 405, "method")
     session = {"Authorization": authorization(running.attested())}

@@ -143,14 +143,13 @@ def test_everything_is_found_by_its_labels(model: Deployed) -> None:
 
 
 def test_ports_and_probes_are_those_of_the_server(
-    model: Deployed, sealed: Sealed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Deployed, sealed: Sealed, tmp_path: Path, home: None
 ) -> None:
     found = written([model], Cluster(KEYS))
     pod = container(found)
     [port] = pod["ports"]
     probes = [pod[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")]
     assert {p["port"] for p in probes} == {port["name"]}
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with serving(sealed, tmp_path) as server:
         for probe in probes:
             assert httpx2.get(f"{server.url}{probe['path']}").status_code == 200
@@ -215,7 +214,7 @@ def test_names_that_kubernetes_does_not_take_are_refused(sealed: Sealed) -> None
     ("options", "words"),
     [
         (["-o", "m.vessel"], "choose another name"),
-        (["-o", "none/k.yaml"], "no folder none"),
+        (["-o", "none/k.yaml"], "there is no folder"),
         (["-o", "folder"], "it is a folder"),
         (["folder"], "folder; name the sealed models in it"),
         (["a b.vessel"], "NAME=a b.vessel"),

@@ -26,13 +26,10 @@ from benchmarks.load import measured
 from benchmarks.load.arrivals import parse_mix, poisson, read_trace
 from benchmarks.load.outcomes import OK, WRONG, Outcome, by_model, summary
 from benchmarks.load.sealed import Question, close
+from benchmarks.trust import client_policy
 from tests.conftest import ROOT, Sealed
 from tests.http_running import LocalServer, QuietHandler, running
 from tests.serving import PATIENCE, until
-from vessels.attestation import model_digest
-from vessels.attestation.simulation import Enclave, SimulationRoot
-from vessels.attestation.template import new_policy
-from vessels.enclave import find_enclave_binary
 from vessels.errors import UsageError
 
 
@@ -189,13 +186,8 @@ class Serving:
 def serving(sealed: Sealed, folder: Path) -> Iterator[Serving]:
     command = [sys.executable, "-m", "vessels", "serve", f"small={sealed.vessel}", "--listen"]
     command += ["127.0.0.1:0", "--insecure-key", str(sealed.key), "--log", "json"]
-    text = new_policy(
-        {"small": [model_digest(sealed.vessel)]},
-        measurements=[Enclave.of_binary(find_enclave_binary()).mr_enclave],
-        insecure_simulation_root=SimulationRoot.load_or_create().trusted,
-    )  # fmt: skip
     found = Serving("", folder / "policy.toml", folder / "log")
-    found.policy.write_text(text)
+    found.policy.write_text(client_policy({"small": sealed.vessel}))
     with found.log.open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
     try:
@@ -208,12 +200,11 @@ def serving(sealed: Sealed, folder: Path) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="module")
-def server(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
-        with serving(sealed, folder) as found:
-            yield found
+def server(
+    sealed: Sealed, home: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    with serving(sealed, tmp_path_factory.mktemp("served")) as found:
+        yield found
 
 
 @contextmanager

@@ -181,11 +181,23 @@ def test_links_are_followed(tmp_path: Path) -> None:
         check_destination(link, keep=[target])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_to(sealed: Sealed, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    done = vessels(*run_arguments(sealed, tmp_path / "out.npz"))
-    assert done.returncode == 8 and "may not write" in done.stderr
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_that_may_not_be_written_to(sealed: Sealed, tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    # Root may write everywhere, until it gives that up.
+    bound = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    before = bound if os.geteuid() == 0 else ()
+    for arguments in (
+        run_arguments(sealed, tmp_path / "out.npz"),
+        ["build", sealed.onnx, "-o", tmp_path / "m.vessel"],
+        ["keys", "new", tmp_path / "m.key"],
+        ["keys", "init", "--store", tmp_path / "keys.age", "--passphrase-file", sealed.key],
+    ):
+        done = vessels(*arguments, before=before)
+        assert done.returncode == 8 and "Permission denied" in done.stderr
+        assert str(tmp_path) in done.stderr
+    tmp_path.chmod(0o700)
+    assert not list(tmp_path.iterdir())
 
 
 def test_truncated_sealed_files(sealed: Sealed, tmp_path: Path) -> None:

@@ -189,9 +189,12 @@ def test_paths(web: httpx2.Client) -> None:
         ("GET", "/v2/models/m/versions/1", 404),
         ("GET", "/v2/models/m/config", 404),
         ("GET", "/v2/models/..%2Fm", 404),
+        ("GET", "/v2/health/live/", 404),
+        ("POST", f"{INFER}/", 404),
     ):
         answer = web.request(method, path)
         assert (answer.status_code, type(answer.json()["error"])) == (status, str)
+        assert ("allow" in answer.headers) == (status == 405)
     assert web.get("/v2/models/other/ready").status_code == 503
 
 

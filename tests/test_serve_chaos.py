@@ -40,10 +40,7 @@ ALLOWED = {
     "enclave_ended", "no_evidence", "no_room", "not_opened", "not_ready", "overloaded", "too_long",
 }  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def state(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 class Moody:

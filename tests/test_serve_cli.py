@@ -30,10 +30,7 @@ from vessels.sealed_messages import RequestSealer
 from vessels.serve.config import ModelSettings
 from vessels.serve.logs import Lines, Style
 
-
-@pytest.fixture(autouse=True)
-def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def free_port() -> int:
@@ -283,7 +280,7 @@ def test_a_dead_key_service_and_its_revival(sealed: Sealed, tmp_path: Path) -> N
         ({"keys": "http://x", "models": ["m.vessel", "x/m.vessel"]}, UsageError, "called 'm'"),
         ({"keys": "http://x", "models": []}, UsageError, "no model to serve"),
         ({"keys": "http://x", "folder": Path("none")}, UsageError, "cannot read folder"),
-        ({"keys": "http://x", "config": Path("none.toml")}, UsageError, "cannot read none.toml"),
+        ({"keys": "http://x", "config": Path("none.toml")}, UsageError, "cannot read config"),
         ({"keys": "http://x", "epc": "much"}, UsageError, "'much' is no size"),
         ({"keys": "http://x", "epc": "1MiB"}, UsageError, "bytes of trusted memory"),
         (

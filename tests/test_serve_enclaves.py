@@ -36,12 +36,7 @@ from vessels.serve.backends import Simulation
 from vessels.serve.keys import InsecureKeyFiles, KeyService, KeySource, Prove
 from vessels.serve.limits import Limits
 
-
-@pytest.fixture(scope="module", autouse=True)
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

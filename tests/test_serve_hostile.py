@@ -37,15 +37,11 @@ class SlowQuotes(Simulation):
 
 
 @pytest.fixture(scope="module")
-def running(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        limits = replace(Limits(), waiting_count=60)
-        with serving(
-            {"m": sealed.vessel}, sealed.key, limits=limits, backend=SlowQuotes()
-        ) as found:
-            found.await_ready()
-            yield found
+def running(sealed: Sealed, home: None) -> Iterator[Running]:
+    limits = replace(Limits(), waiting_count=60)
+    with serving({"m": sealed.vessel}, sealed.key, limits=limits, backend=SlowQuotes()) as found:
+        found.await_ready()
+        yield found
 
 
 def test_who_asks_for_evidence_all_the_time_is_not_in_the_way_of_predictions(

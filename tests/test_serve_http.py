@@ -23,12 +23,10 @@ LIMITS = Limits(
 
 
 @pytest.fixture(scope="module")
-def running(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        with serving({"m": sealed.vessel}, sealed.key, limits=LIMITS) as found:
-            found.await_ready()
-            yield found
+def running(sealed: Sealed, home: None) -> Iterator[Running]:
+    with serving({"m": sealed.vessel}, sealed.key, limits=LIMITS) as found:
+        found.await_ready()
+        yield found
 
 
 @pytest.fixture(autouse=True)

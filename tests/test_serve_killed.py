@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import onnx
-import pytest
 from onnx import helper
 
 import vessels
@@ -39,10 +38,7 @@ def slow_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def test_enclaves_end_in_the_middle_of_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_enclaves_end_in_the_middle_of_a_run(tmp_path: Path, home: None) -> None:
     path, key = tmp_path / "slow.vessel", tmp_path / "slow.key"
     vessels.build(slow_model(), path, key=key, threads=1)
     with served(tmp_path, path, "--insecure-key", key) as server, ThreadPoolExecutor(1) as client:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.rules import Rule, Verdict
+from vessels.closing import await_end
 
 TEND_SECONDS = 0.02
 
@@ -149,11 +150,7 @@ class Party:
             self.life.process.wait()
             raise
         self.life.process.send_signal(signal.SIGTERM)
-        try:
-            code = self.life.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.life.process.kill()
-            code = self.life.process.wait()
+        code = await_end(self.life.process, 60)
         for event in self.life.events():
             self._heard(self.life, event)
         if code != 0:

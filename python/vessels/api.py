@@ -15,7 +15,7 @@ from vessels.cost import estimated_ns
 from vessels.draw import draw
 from vessels.errors import UsageError
 from vessels.figures import Figures, figures
-from vessels.files import check_destination
+from vessels.files import check_destination, is_there
 from vessels.header import Header
 from vessels.ladder import Ladder
 from vessels.ports import Port
@@ -111,7 +111,11 @@ def build(
     if isinstance(model, str | Path):
         kept.append(Path(model))
     check_destination(output, keep=kept)
-    secret = load_key(key_file) if key_file is not None and key_file.exists() else None
+    secret = None
+    if key_file is not None and is_there(key_file):
+        secret = load_key(key_file)
+    elif key_file is not None:
+        check_destination(key_file)
     plan = compile_model(
         model, shapes=shapes, memory=memory, threads=threads, resident=resident, policy=policy,
         progress=report,

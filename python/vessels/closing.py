@@ -1,9 +1,10 @@
-"""What is closed at the end of a ``with``."""
+"""What is closed at the end of a ``with``, and child processes at their end."""
 
 from __future__ import annotations
 
+import subprocess
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Any, Self
 
 
 class Closing(ABC):
@@ -18,3 +19,12 @@ class Closing(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def await_end(process: subprocess.Popen[Any], seconds: float) -> int:
+    """The exit code of ``process``, which is killed if it does not end by itself in ``seconds``."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

@@ -23,7 +23,7 @@ import cbor2
 import numpy as np
 
 from vessels.binaries import find_enclave_binary
-from vessels.closing import Closing
+from vessels.closing import Closing, await_end
 from vessels.enclave_wire import Kind, Wire
 from vessels.errors import (
     EnclaveError,
@@ -239,11 +239,7 @@ class EnclaveProcess(Closing):
         """End the process; harmless when it has ended already."""
         self._wire.close()
         self._memory.close()
-        try:
-            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        await_end(self._process, _CLOSE_TIMEOUT_SECONDS)
         self._life.close()
         self._errors.close()
 

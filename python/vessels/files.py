@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -17,25 +18,40 @@ from vessels.errors import OutputError, UsageError
 def check_destination(path: Path, *, keep: Iterable[Path] = ()) -> None:
     """Find out before the work, rather than after it, that ``path`` cannot become a file.
 
-    Raises :class:`OutputError` when its folder is missing or may not be written to, or when it is
-    there and no regular file, and :class:`UsageError` when it is one of ``keep``.
+    Raises :class:`OutputError` where :func:`write_whole` would before it writes, and
+    :class:`UsageError` when ``path`` is one of ``keep``.
     """
     for other in keep:
-        if path.exists() and other.exists() and path.samefile(other):
+        if is_there(path) and is_there(other) and path.samefile(other):
             raise UsageError(f"the output would replace {other}; choose another name.")
         if path.absolute() == other.absolute():
             raise UsageError(f"two different files are both named {path}; choose another name.")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}.")
-    _check_replaceable(path)
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {path}: you may not write to the folder {path.parent}.")
+    check_replaceable(path)
+    _temporary(path).unlink(missing_ok=True)
 
 
-def _check_replaceable(path: Path) -> None:
-    """A rename would replace a device such as ``/dev/null`` by a file, for everybody."""
-    if path.exists() and not path.is_file():
-        kind = "folder" if path.is_dir() else "device, pipe or socket"
+def is_there(path: Path) -> bool:
+    """Whether something is at ``path``; not where one may not look, which who opens it says."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise :class:`OutputError` for what is there and no regular file.
+
+    A rename would replace a device such as ``/dev/null`` by a file, for everybody.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}.") from error
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "device, pipe or socket"
         raise OutputError(f"cannot write {path}: it is a {kind}; name a file.")
 
 
@@ -48,19 +64,8 @@ def write_whole(path: Path, write: Callable[[Path], None], *, private: bool = Fa
     left behind, and a file that was at ``path`` is unchanged. Where ``path`` is a link, the file
     it leads to is replaced; what is there and no regular file is refused.
     """
-    _check_replaceable(path)
-    path = path.resolve()
-    try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent
-        )
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}. "
-            "Choose a folder that exists and that you may write to."
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
+    check_replaceable(path)
+    temporary = _temporary(path)
     try:
         write(temporary)
         descriptor = os.open(temporary, os.O_RDONLY)
@@ -73,13 +78,36 @@ def write_whole(path: Path, write: Callable[[Path], None], *, private: bool = Fa
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
+        temporary.replace(path.resolve())
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}. Nothing was written."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A new, empty file beside ``path``, or beside what that leads to."""
+    folder = path.resolve().parent
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
+    except OSError as error:
+        why = error.strerror if is_there(folder) else f"there is no folder {folder}"
+        raise OutputError(
+            f"cannot write {path}: {why}. Choose a folder that exists and that you may write to."
+        ) from error
+    os.close(handle)
+    return Path(name)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8, as :func:`write_whole` does."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+    write_whole(path, write)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vessels.binaries import find_enclave_binary
 from vessels.errors import EnclaveError, OutputError
-from vessels.files import write_whole
+from vessels.files import write_text, write_whole
 from vessels.gramine import GRAMINE_THREADS, SHARED_MEMORY, STACK_SIZE, EnclavePlan
 from vessels.ladder import KIB, MIB
 
@@ -79,7 +79,7 @@ def write_folder(plan: EnclavePlan, folder: Path) -> None:
         write_whole(target, partial(_copy, source))
         target.chmod(0o755)
     text = manifest_template(plan)
-    write_whole(folder / TEMPLATE, partial(_write, text))
+    write_text(folder / TEMPLATE, text)
 
 
 def launch_command(folder: Path, model: Path) -> list[str]:
@@ -121,10 +121,6 @@ def _model_place(manifest: Path) -> Path:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _size(size: int) -> str:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 from vessels.errors import KeyFileError, OutputError
+from vessels.files import check_replaceable
 
 
 def create_secret(path: Path, text: str, what: str) -> None:
@@ -20,6 +21,7 @@ def create_secret(path: Path, text: str, what: str) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
+        check_replaceable(path)
         raise KeyFileError(f"{path} exists; a file with a secret is never overwritten.") from None
     except OSError as error:
         raise OutputError(f"cannot create {what} {path}: {error.strerror}.") from error

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vessels.attestation.folders import cache_folder
 from vessels.attestation.text import printable
 from vessels.errors import AttestationError, OutputError
-from vessels.files import write_whole
+from vessels.files import write_text
 
 INTEL_PCS = dcap_qvl.INTEL_PCS_URL
 """Intel's own service; a PCCS of one's own or a cloud's speaks the same protocol."""
@@ -185,13 +185,10 @@ class CollateralService:
             "collateral": collateral.text,
         }
 
-        def write(file: Path) -> None:
-            file.write_text(json.dumps(kept))
-
         # Who has no cache asks again; that is no reason to refuse evidence.
         with contextlib.suppress(OSError, OutputError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, write)
+            write_text(path, json.dumps(kept))
 
 
 def _expiries(fields: dict[str, Any]) -> list[datetime]:

@@ -8,19 +8,17 @@ software could pass.
 from __future__ import annotations
 
 import logging
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
 
 from vessels.attestation.evidence import DIGEST_SIZE
 from vessels.attestation.roots import INTEL, Root
 from vessels.errors import PolicyError
+from vessels.toml_table import TomlTable
 
 VERSION = 1
-MAX_SIZE = 1 << 20
 
 STATUSES = (
     "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
@@ -97,27 +95,16 @@ class Policy:
     @classmethod
     def load(cls, path: Path) -> Policy:
         """The policy in the file at ``path``. Raises :class:`PolicyError`."""
-        try:
-            with path.open("rb") as file:
-                text = file.read(MAX_SIZE + 1)
-        except OSError as error:
-            raise PolicyError(f"cannot read policy {path}: {error.strerror}.") from error
-        if len(text) > MAX_SIZE:
-            raise PolicyError(f"{path} is too large to be a policy.")
-        try:
-            return cls.parse(text.decode(), str(path))
-        except UnicodeDecodeError as error:
-            raise PolicyError(f"{path}: it is not UTF-8.") from error
+        return cls._read(TomlTable.load(path, "policy", PolicyError), str(path))
 
     @classmethod
     def parse(cls, text: str, source: str) -> Policy:
         """The policy in ``text``; errors name ``source``. Raises :class:`PolicyError`."""
-        try:
-            top = _Table(tomllib.loads(text), "", source)
-        except tomllib.TOMLDecodeError as error:
-            raise PolicyError(f"{source}: it is no TOML: {error}.") from error
-        version = top.whole("version", default=None)
-        if version != VERSION:
+        return cls._read(TomlTable.parse(text, source, PolicyError), source)
+
+    @classmethod
+    def _read(cls, top: TomlTable, source: str) -> Policy:
+        if top.whole("version", 0, 0xFFFF) != VERSION:
             top.refuse("version", f"it must be {VERSION}")
         pem = top.text("insecure_simulation_root")
         try:
@@ -150,79 +137,11 @@ class Policy:
         return next((name for name, digests in self.models.items() if digest in digests), None)
 
 
-class _Table:
-    """A table of a policy whose keys are taken one by one; what is left is not known."""
-
-    def __init__(self, values: dict[str, Any], path: str, source: str) -> None:
-        self._left = dict(values)
-        self._path = path
-        self._source = source
-        self._tables: list[_Table] = []
-
-    def refuse(self, key: str, why: str) -> NoReturn:
-        raise PolicyError(f"{self._source}: {self._path}{key}: {why}.")
-
-    def take(self, key: str, kind: type, what: str) -> Any:
-        value = self._left.pop(key, None)
-        # A TOML boolean is a Python integer too.
-        if value is not None and type(value) is not kind:
-            self.refuse(key, f"it must be {what}")
-        return value
-
-    def text(self, key: str) -> str | None:
-        value: str | None = self.take(key, str, "text")
-        return value
-
-    def whole(self, key: str, *, default: int | None, most: int = 0xFFFF) -> int | None:
-        value: int | None = self.take(key, int, "a whole number")
-        if value is None:
-            return default
-        if not 0 <= value <= most:
-            self.refuse(key, f"it must be from 0 to {most}")
-        return value
-
-    def texts(self, key: str) -> frozenset[str] | None:
-        values = self.take(key, list, "a list of texts")
-        if values is None:
-            return None
-        if any(type(v) is not str for v in values):
-            self.refuse(key, "it must be a list of texts")
-        return frozenset(values)
-
-    def measurements(self, key: str, size: int) -> Allowed:
-        texts = self.texts(key)
-        if texts is None:
-            return _ANY
-        if not texts:
-            self.refuse(key, "it is empty, so nothing could pass; fill it in or take it out")
-        values = frozenset(_bytes_of(t) for t in texts)
-        if any(v is None or len(v) != size for v in values):
-            self.refuse(key, f"each value must be {2 * size} hexadecimal digits")
-        return Allowed(frozenset(v for v in values if v is not None))
-
-    def table(self, key: str) -> _Table | None:
-        values = self.take(key, dict, "a table")
-        if values is None:
-            return None
-        table = _Table(values, f"{self._path}{key}.", self._source)
-        self._tables.append(table)
-        return table
-
-    def names(self) -> Iterator[str]:
-        return iter(list(self._left))
-
-    def refuse_unknown(self) -> None:
-        for key in self._left:
-            self.refuse(key, "this key is not known; take it out or correct it")
-        for table in self._tables:
-            table.refuse_unknown()
-
-
-def _models(top: _Table) -> dict[str, frozenset[bytes]]:
+def _models(top: TomlTable) -> dict[str, frozenset[bytes]]:
     models = {}
     if (table := top.table("models")) is not None:
         for name in table.names():
-            models[name] = table.measurements(name, DIGEST_SIZE).values or frozenset()
+            models[name] = _measurements(table, name, DIGEST_SIZE).values or frozenset()
     if not models:
         top.refuse("models", 'name at least one model, as in NAME = ["digest"]')
     digests = [d for values in models.values() for d in values]
@@ -231,14 +150,14 @@ def _models(top: _Table) -> dict[str, frozenset[bytes]]:
     return models
 
 
-def _sgx(table: _Table | None) -> SgxRule | None:
+def _sgx(table: TomlTable | None) -> SgxRule | None:
     if table is None:
         return None
     rule = SgxRule(
-        mr_enclave=table.measurements("mr_enclave", 32),
-        mr_signer=table.measurements("mr_signer", 32),
-        isv_prod_id=table.whole("isv_prod_id", default=None),
-        minimum_isv_svn=table.whole("minimum_isv_svn", default=0) or 0,
+        mr_enclave=_measurements(table, "mr_enclave", 32),
+        mr_signer=_measurements(table, "mr_signer", 32),
+        isv_prod_id=table.whole("isv_prod_id", 0, 0xFFFF),
+        minimum_isv_svn=table.whole("minimum_isv_svn", 0, 0xFFFF) or 0,
     )
     signed = rule.mr_signer.values is not None and rule.isv_prod_id is not None
     if rule.mr_enclave.values is None and not signed:
@@ -249,18 +168,18 @@ def _sgx(table: _Table | None) -> SgxRule | None:
     return rule
 
 
-def _tdx(table: _Table | None) -> TdxRule | None:
+def _tdx(table: TomlTable | None) -> TdxRule | None:
     if table is None:
         return None
-    r0, r1, r2, r3 = (table.measurements(f"rtmr{i}", 48) for i in range(4))
-    rule = TdxRule(table.measurements("mr_td", 48), (r0, r1, r2, r3))
+    r0, r1, r2, r3 = (_measurements(table, f"rtmr{i}", 48) for i in range(4))
+    rule = TdxRule(_measurements(table, "mr_td", 48), (r0, r1, r2, r3))
     for name, allowed in (("mr_td", rule.mr_td), ("rtmr1", r1), ("rtmr2", r2)):
         if allowed.values is None:
             table.refuse(name, "without it any software passes; mr_td, rtmr1 and rtmr2 are needed")
     return rule
 
 
-def _tcb(table: _Table | None) -> TcbRule:
+def _tcb(table: TomlTable | None) -> TcbRule:
     if table is None:
         return TcbRule()
     statuses = table.texts("statuses")
@@ -272,8 +191,20 @@ def _tcb(table: _Table | None) -> TcbRule:
     return TcbRule(
         statuses=TcbRule.statuses if statuses is None else statuses,
         advisories=table.texts("advisories") or frozenset(),
-        minimum_evaluation=table.whole("minimum_evaluation", default=0, most=1 << 31) or 0,
+        minimum_evaluation=table.whole("minimum_evaluation", 0, 1 << 31) or 0,
     )
+
+
+def _measurements(table: TomlTable, key: str, size: int) -> Allowed:
+    texts = table.texts(key)
+    if texts is None:
+        return _ANY
+    if not texts:
+        table.refuse(key, "it is empty, so nothing could pass; fill it in or take it out")
+    values = frozenset(_bytes_of(t) for t in texts)
+    if any(v is None or len(v) != size for v in values):
+        table.refuse(key, f"each value must be {2 * size} hexadecimal digits")
+    return Allowed(frozenset(v for v in values if v is not None))
 
 
 def _bytes_of(text: str) -> bytes | None:

@@ -20,6 +20,7 @@ from vessels.cli.common import (
     progress,
     sizes_table,
 )
+from vessels.files import is_there
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX model.")]
 Shapes = Annotated[
@@ -64,7 +65,7 @@ def build(
 ) -> None:
     """Compile an ONNX model to a plan for one small memory pool, and seal it."""
     key_file = key or output.with_suffix(".key")
-    fresh = not key_file.exists()
+    fresh = not is_there(key_file)
     with progress("building") as report:
         built = api.build(
             model,

@@ -13,6 +13,7 @@ from vessels.cli.collateral import CollateralPath, Pccs, collateral_source
 from vessels.cli.common import AsJson, err, out, print_json
 from vessels.cli.listening import Certificate, PrivateKey, check_tls, log_style
 from vessels.errors import KeyFileError, UsageError
+from vessels.files import check_replaceable, is_there
 
 if TYPE_CHECKING:
     from vessels.attestation import Policy
@@ -65,9 +66,10 @@ def init(
     from vessels.keys.store import KeyStore, default_path
 
     path = store or default_path()
+    check_replaceable(path)
     if path.exists():
         raise KeyFileError(f"{path} exists; a key store is never overwritten.")
-    if identity is not None and passphrase_file is None and not identity.exists():
+    if identity is not None and passphrase_file is None and not is_there(identity):
         Identity.create(identity)
         _say(f"made {identity}; back it up, and keep it apart from the store")
     KeyStore.create(path, _envelope(path, identity, passphrase_file))
@@ -287,7 +289,7 @@ def _envelope(path: Path, identity: Path | None, passphrase_file: Path | None) -
     if passphrase_file is not None:
         return Passphrase.load(passphrase_file)
     text: str = typer.prompt(
-        f"Passphrase of {path}", hide_input=True, confirmation_prompt=not path.exists(), err=True
+        f"Passphrase of {path}", hide_input=True, confirmation_prompt=not is_there(path), err=True
     )
     return Passphrase(text)
 

@@ -48,7 +48,7 @@ def kubernetes(
     ] = None,
 ) -> None:
     """Write Kubernetes manifests that serve sealed models on SGX nodes."""
-    from vessels.files import check_destination, write_whole
+    from vessels.files import check_destination, write_text
     from vessels.kubernetes import Cluster, as_yaml, deployed, manifests
     from vessels.serve.config import named
 
@@ -66,13 +66,9 @@ def kubernetes(
     if output is None:
         print(text, end="")
     else:
-        write_whole(output, lambda path: _write(path, text))
+        write_text(output, text)
     for model in found:
         err.print(
             f"{model.label}: {replicas} of {mib(model.epc_size)} of trusted memory each.",
             highlight=False,
         )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -58,7 +58,7 @@ def new(
     from vessels.attestation.simulation import Enclave, SimulationRoot
     from vessels.attestation.template import new_policy
     from vessels.enclave import find_enclave_binary
-    from vessels.files import check_destination, write_whole
+    from vessels.files import check_destination, write_text
 
     if mr_enclave and mr_td:
         raise UsageError("--mr-enclave is of SGX and --mr-td of TDX; give one of them.")
@@ -85,7 +85,7 @@ def new(
     if output is None:
         typer.echo(text, nl=False)
         return
-    write_whole(output, lambda path: _write(path, text))
+    write_text(output, text)
     out.print(f"wrote {output}", highlight=False, soft_wrap=True)
     if not measurements or mr_td:
         err.print(
@@ -117,10 +117,6 @@ def _builds(models: list[tuple[str, Path]]) -> dict[str, list[bytes]]:
             raise UsageError(f"{same} and {path} are one build; a policy has it once.")
         builds.setdefault(name, []).append(digest)
     return builds
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _measurement(text: str, size: int) -> bytes:

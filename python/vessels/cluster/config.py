@@ -11,9 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from vessels.cli.common import parse_size
 from vessels.ladder import MAX_SLOTS
 from vessels.predict_headers import MAX_DEADLINE_MS
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-"""Names of models, which are parts of URLs."""
+from vessels.serve.config import NAME
 
 
 def _size(given: Any) -> Any:
@@ -38,7 +36,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=NAME)]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     path: Path
     threads: Annotated[int, Field(ge=1)] | None = None
     slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] | None = None

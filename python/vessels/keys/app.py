@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from vessels.attestation.evidence import MAX_SIZE as MAX_EVIDENCE_SIZE
+from vessels.endpoints import Endpoint, application
 from vessels.keys.messages import (
     JSON_TYPE,
     KEY_TYPE,
@@ -39,7 +38,6 @@ LOOKUP_COUNT = 256
 """Requests that may wait for the store; it is read anew when it was changed."""
 
 _T = TypeVar("_T")
-_Handler = Callable[[Request], Awaitable[Response]]
 
 
 def key_app(service: KeyService, limits: Limits | None = None) -> Starlette:
@@ -79,12 +77,9 @@ def key_app(service: KeyService, limits: Limits | None = None) -> Starlette:
         ("resource/{digest}", resource, "GET"),
         ("ready", ready, "GET"),
     )
-    return Starlette(
-        routes=[
-            Route(f"{PREFIX}/{path}", _answered(handler), methods=[method])
-            for path, handler, method in paths
-        ],
-        exception_handlers={HTTPException: _not_routed},
+    return application(
+        ((f"{PREFIX}/{path}", _answered(handler), method) for path, handler, method in paths),
+        _not_routed,
     )
 
 
@@ -107,7 +102,7 @@ class _Queue:
             self._count -= 1
 
 
-def _answered(handler: _Handler) -> _Handler:
+def _answered(handler: Endpoint) -> Endpoint:
     """``handler`` with its refusals as answers."""
 
     async def endpoint(request: Request) -> Response:
@@ -130,8 +125,8 @@ def _answered(handler: _Handler) -> _Handler:
     return endpoint
 
 
-async def _not_routed(_: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException) and error.status_code == 405:
+def _not_routed(_: Request, status: int) -> Response:
+    if status == 405:
         return _refused(Refusal(Code.METHOD, "this path does not take that method."))
     return _refused(Refusal(Code.PATH, "there is no such path."))
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from vessels import __version__
 from vessels.client import AttestedModel
 from vessels.enclave import Array
+from vessels.endpoints import Endpoint, application
 from vessels.errors import RequestError, ServerError
 from vessels.listening import TooLarge, TooSlow, read_body
 from vessels.ports import Port
@@ -37,8 +36,6 @@ from vessels.proxy.tensors import datatype_of, from_list, from_raw, to_list, to_
 BODY_SECONDS = 60.0
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
 _ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -46,18 +43,20 @@ def make_application(gateway: Gateway, *, largest_request: int) -> Starlette:
     """The API over ``gateway``; a request's body has at most ``largest_request`` bytes."""
     api = _Api(gateway, largest_request)
     routes = [
-        Route("/v2", _answering(api.server)),
-        Route("/v2/", _answering(api.server)),
-        Route("/v2/health/live", _answering(api.live)),
-        Route("/v2/health/ready", _answering(api.ready)),
+        ("/v2", api.server, "GET"),
+        ("/v2/", api.server, "GET"),
+        ("/v2/health/live", api.live, "GET"),
+        ("/v2/health/ready", api.ready, "GET"),
     ]
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [
-            Route(model, _answering(api.model)),
-            Route(f"{model}/ready", _answering(api.model_ready)),
-            Route(f"{model}/infer", _answering(api.infer), methods=["POST"]),
+            (model, api.model, "GET"),
+            (f"{model}/ready", api.model_ready, "GET"),
+            (f"{model}/infer", api.infer, "POST"),
         ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_page})
+    return application(
+        ((path, _answering(endpoint), method) for path, endpoint, method in routes), _no_such_page
+    )
 
 
 def _answering(endpoint: Endpoint) -> Endpoint:
@@ -73,8 +72,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
     return answer
 
 
-async def _no_such_page(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
+def _no_such_page(request: Request, status: int) -> Response:
     return JSONResponse({"error": f"{request.method} here: {HTTPStatus(status).phrase}"}, status)
 
 

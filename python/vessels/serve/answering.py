@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
+from vessels import endpoints
+from vessels.endpoints import Endpoint
 from vessels.serve.errors import Code, ServeError
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 Tell = Callable[[Request, str, Exception | None], None]
 
 OK: Final = "ok"
@@ -48,27 +47,17 @@ def answered(call: Endpoint, tell: Tell) -> Endpoint:
 
 def application(routes: Iterable[tuple[str, Endpoint, str]]) -> Starlette:
     """An application with these paths, endpoints and methods, and nothing else."""
-    app = Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for path, endpoint, method in routes],
-        exception_handlers={HTTPException: _no_such},
-    )
-    # Nobody is sent to a host that a client names.
-    app.router.redirect_slashes = False
-    return app
+    return endpoints.application(routes, _no_such)
 
 
-async def _no_such(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals in this form."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
+def _no_such(request: Request, status: int) -> Response:
+    if status == 405:
         told = ServeError(Code.METHOD, "this address takes another method.")
-    elif error.status_code == 404:
+    elif status == 404:
         told = ServeError(Code.NOT_FOUND, "there is nothing at this address.")
     else:
         told = ServeError(Code.MALFORMED, "this request cannot be read.")
-    response = _refusal(told)
-    response.headers.update(error.headers or {})
-    return response
+    return _refusal(told)
 
 
 def _refusal(error: ServeError) -> Response:

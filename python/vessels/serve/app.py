@@ -20,8 +20,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
 from vessels.attestation.fetch import MEDIA_TYPE as EVIDENCE_TYPE
+from vessels.endpoints import Endpoint
 from vessels.listening import is_surplus
-from vessels.serve.answering import OK, Endpoint, answered, application
+from vessels.serve.answering import OK, answered, application
 from vessels.serve.errors import Code, ServeError
 from vessels.serve.host import Host
 from vessels.serve.lane import Done

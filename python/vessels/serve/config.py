@@ -7,18 +7,17 @@ known, or a value of the wrong form.
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final
 
 from vessels.errors import UsageError
 from vessels.predict_headers import MAX_DEADLINE_MS
+from vessels.toml_table import TomlTable
 
-MAX_SIZE: Final = 1 << 20
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+"""Names of models, which are parts of URLs."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +51,17 @@ class Settings:
 
         Raises :class:`UsageError`.
         """
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_SIZE + 1)
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}.") from error
-        if len(content) > MAX_SIZE:
-            raise UsageError(f"{path} is too large for a list of models.")
-        try:
-            fields = tomllib.loads(content.decode())
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"{path}: it is no TOML: {error}.") from error
-        top = _Table(str(path), fields)
+        top = TomlTable.load(path, "configuration", UsageError)
         epc = top.text("epc")
-        models = top.tables("models")
+        tables = top.tables("models")
+        models = tuple(_model(name, table, path.parent) for name, table in tables.items())
         top.refuse_unknown()
-        return cls(epc, tuple(_model(name, table, path.parent) for name, table in models.items()))
+        return cls(epc, models)
 
 
 def checked_name(name: str, path: str) -> str:
     """``name``, if it may be a model's in a URL. Raises :class:`UsageError`."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise UsageError(
             f"{name!r} is no name for a model in a URL; give it one: NAME={path}, of letters, "
             "digits, '.', '_' and '-'."
@@ -86,7 +75,7 @@ def named(texts: Iterable[str]) -> tuple[ModelSettings, ...]:
     for text in texts:
         name, equals, path = text.partition("=")
         # A path may hold `=` itself.
-        if not equals or not _NAME.fullmatch(name):
+        if not equals or not re.fullmatch(NAME, name):
             name, path = Path(text).stem, text
         if Path(path).is_dir():
             raise UsageError(
@@ -134,58 +123,18 @@ def _is_same(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and one.samefile(other)
 
 
-def _model(name: str, table: _Table, folder: Path) -> ModelSettings:
+def _model(name: str, table: TomlTable, folder: Path) -> ModelSettings:
     path = table.text("path")
     if path is None:
         table.refuse("path", "it is missing")
     deadline = table.whole("deadline_ms", 1, MAX_DEADLINE_MS)
-    model = ModelSettings(
+    weight = table.number("weight", 1e-3, 1e3)
+    return ModelSettings(
         name=checked_name(name, path),
         path=folder / path,
-        weight=table.number("weight", 1.0),
+        weight=1.0 if weight is None else weight,
         queue=table.whole("queue", 1, 1 << 20),
         deadline=None if deadline is None else deadline / 1000,
         threads=table.whole("threads", 1, 1 << 10),
         slots=table.whole("slots", 1, 64),
     )
-    table.refuse_unknown()
-    return model
-
-
-class _Table:
-    """A table of the file, from which each key is taken once."""
-
-    def __init__(self, where: str, fields: Mapping[str, Any]) -> None:
-        self._where = where
-        self._fields = dict(fields)
-
-    def text(self, key: str) -> str | None:
-        value = self._fields.pop(key, None)
-        if value is not None and not (isinstance(value, str) and value):
-            self.refuse(key, "it must be a text")
-        return value
-
-    def whole(self, key: str, least: int, most: int) -> int | None:
-        value = self._fields.pop(key, None)
-        if value is not None and not (type(value) is int and least <= value <= most):
-            self.refuse(key, f"it must be a whole number from {least} to {most}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._fields.pop(key, default)
-        if type(value) not in (int, float) or not 1e-3 <= value <= 1e3:
-            self.refuse(key, "it must be a number from 0.001 to 1000")
-        return float(value)
-
-    def tables(self, key: str) -> dict[str, _Table]:
-        value = self._fields.pop(key, {})
-        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-            self.refuse(key, "it must hold a table for each model, like [models.resnet50]")
-        return {name: _Table(f"{self._where}: {key}.{name}", v) for name, v in value.items()}
-
-    def refuse_unknown(self) -> None:
-        if self._fields:
-            self.refuse(next(iter(self._fields)), "there is no such key")
-
-    def refuse(self, key: str, why: str) -> NoReturn:
-        raise UsageError(f"{self._where}: {key}: {why}.")

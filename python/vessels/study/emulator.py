@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from vessels.binaries import find_emulator_binary
-from vessels.closing import Closing
+from vessels.closing import Closing, await_end
 from vessels.enclave import Enclave
 from vessels.errors import EmulatorError, EnclaveError
 from vessels.study.result import PAGE_SIZE, FaultCost
@@ -233,11 +233,7 @@ class Emulator(Closing):
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        await_end(self._process, _CLOSE_SECONDS)
         self._process.stdout.close()
         self._errors.close()
         self._folder.cleanup()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vessels.files import write_whole
+from vessels.files import write_text
 from vessels.study import maps, plots, tables, wording
 from vessels.study.result import PAGE_SIZE, PlanAnalysis, Study
 from vessels.study.svg import inline
@@ -28,12 +28,7 @@ def write(study: Study, output: Path) -> None:
 
     Raises :class:`~vessels.errors.OutputError`.
     """
-    page = render(study)
-    write_whole(output, lambda path: _write_text(path, page))
-
-
-def _write_text(path: Path, page: str) -> None:
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_text(output, render(study))
 
 
 def render(study: Study) -> str:
