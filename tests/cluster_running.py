@@ -16,12 +16,12 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 import tests.serving
+from benchmarks.ports import held_port
 from vessels.cluster import app
 from vessels.cluster.config import ClusterConfig
 from vessels.cluster.need import RESOURCE
-from vessels.listening import bound_socket
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds within which everything here happens; what takes longer has failed."""
 
 until = partial(tests.serving.until, patience=PATIENCE, pause=0.05)
@@ -61,19 +61,20 @@ def nodes(*epc_mib: int, head_epc_mib: int = 0) -> Iterator[Nodes]:
             "num_cpus": 2, "include_dashboard": False, "resources": {RESOURCE: head_epc_mib},
         },
     )  # fmt: skip
-    port = free_port()
-    made = Nodes(cluster, [], f"http://127.0.0.1:{port}")
-    try:
-        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-        serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
-        for size in epc_mib:
-            made.add(size)
-        cluster.wait_for_nodes()
-        yield made
-    finally:
-        end: list[Callable[[], None]] = [serve.shutdown, ray.shutdown, cluster.shutdown]
-        for call in end:
-            call()
+    with held_port() as port:
+        made = Nodes(cluster, [], f"http://127.0.0.1:{port}")
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+            http = {"host": "127.0.0.1", "port": port}
+            serve.start(http_options=http, proxy_location="HeadOnly")
+            for size in epc_mib:
+                made.add(size)
+            cluster.wait_for_nodes()
+            yield made
+        finally:
+            end: list[Callable[[], None]] = [serve.shutdown, ray.shutdown, cluster.shutdown]
+            for call in end:
+                call()
 
 
 def enclaves(model: Path) -> set[int]:
@@ -87,13 +88,6 @@ def enclaves(model: Path) -> set[int]:
         if b"--model" in words and str(model).encode() in words:
             found.add(int(line.parent.name))
     return found
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with bound_socket("127.0.0.1", 0) as bound:
-        port: int = bound.getsockname()[1]
-        return port
 
 
 @contextmanager

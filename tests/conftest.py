@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 from onnx import helper, numpy_helper
 
 ROOT = Path(__file__).parent.parent
@@ -20,8 +22,30 @@ BUILT = ROOT / "target" / "release" / "vessels-enclave"
 if BUILT.is_file():
     os.environ.setdefault("VESSELS_ENCLAVE", str(BUILT))
 
+# The same examples every time, and no limit that a busy machine could break. Others are looked for
+# with `--hypothesis-profile=default`.
+settings.register_profile(
+    "vessels", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("vessels")
+
 # A shell that runs the tests in the background has them, and all they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What a command makes of the log ends with its test: its standard error is closed then."""
+    names = (None, "vessels", "vessels.serve", "uvicorn")
+    before = [(log, *_log_state(log)) for log in map(logging.getLogger, names)]
+    yield
+    for log, handlers, level, propagate in before:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+
+
+def _log_state(log: logging.Logger) -> tuple[list[logging.Handler], int, bool]:
+    return list(log.handlers), log.level, log.propagate
 
 
 def small_model() -> onnx.ModelProto:

@@ -50,6 +50,14 @@ def until(
         time.sleep(pause)
 
 
+def state_of(pid: int) -> str | None:
+    """The kernel's letter for what a process does; none if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """A process is stopped meanwhile: it neither works nor ends."""

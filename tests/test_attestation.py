@@ -8,7 +8,7 @@ from typing import Any
 
 import dcap_qvl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.attestation import (
@@ -115,7 +115,6 @@ def test_any_byte_changed_is_refused(recorded: Recorded) -> None:
 
 
 @RECORDED
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_bytes_replaced_are_refused(recorded: Recorded, data: st.DataObject) -> None:
     good = recorded.quote

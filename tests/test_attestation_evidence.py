@@ -74,13 +74,13 @@ def test_accepted_evidence_is_encoded_to_the_same_bytes(vector: dict[str, str]) 
     assert Evidence.decode(encoded).encoded() == encoded
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(EVIDENCE)
 def test_all_evidence_survives(evidence: Evidence) -> None:
     assert Evidence.decode(evidence.encoded()) == evidence
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.binary(max_size=300) | EVIDENCE.map(Evidence.encoded), st.data())
 def test_any_bytes_are_refused_or_canonical(encoded: bytes, data: st.DataObject) -> None:
     if encoded:
@@ -99,7 +99,7 @@ def test_absurd_sizes_are_refused_unread() -> None:
         Evidence.decode(bytes(MAX_SIZE + 1))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(CLAIMS, CLAIMS)
 def test_other_claims_have_other_report_data(one: Claims, other: Claims) -> None:
     assert (one == other) == (one.report_data() == other.report_data())

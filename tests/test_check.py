@@ -265,9 +265,9 @@ def test_fast() -> None:
     for _ in range(60):
         x = net.conv(net.conv(x, 64, 1), 256, 1, residual=x)
     program = make_plan(net.finish(x)).program
-    start = time.perf_counter()
+    start = time.process_time()
     check(program)
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
 
 
 def test_many_chunks(good: Program) -> None:
@@ -277,7 +277,7 @@ def test_many_chunks(good: Program) -> None:
         chunks=(*good.chunks, *[Chunk(64, None, b"")] * count),
         order=(*good.order, *range(first, first + count)),
     )
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(PlanError, match="V16"):
         check_ladder(many)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -36,9 +35,6 @@ def vessels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         monkeypatch.setattr(sys, "argv", ["vessels", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
-        log = logging.getLogger("vessels")
-        log.handlers.clear()
-        log.propagate = True
         code = end.value.code
         captured = capfd.readouterr()
         return (code if isinstance(code, int) else 0), captured.out, captured.err

@@ -293,7 +293,7 @@ def test_a_server_that_is_silent(host: Host, kind: Kind) -> None:
         going_on.wait(30)
         return compute(inputs)
 
-    with kind(host.url, policy=host.policy(), timeout=2.0) as client:
+    with kind(host.url, policy=host.policy(), timeout=4.0) as client:
         client.describe("m")
         host.enclave.model = wait
         with pytest.raises(ServerError, match="did not answer in time"):

@@ -69,7 +69,7 @@ def test_a_cluster_serves_the_same_interface(
             wanted.set_data_from_numpy(image)
             scores = program.infer("m", [wanted]).as_numpy("scores")
             assert np.array_equal(scores, expected)
-        [listed] = httpx2.get(f"{url}/vessels/v1/models").json()["models"]
+        [listed] = httpx2.get(f"{url}/vessels/v1/models", timeout=60).json()["models"]
         assert (listed["name"], listed["state"]) == ("m", "ready")
         path = f"{url}/vessels/v1/models/m/predict"
         for address, body, headers, status, code in [
@@ -85,14 +85,14 @@ def test_a_cluster_serves_the_same_interface(
             (f"{path}/", bytes(100), {}, 404, "not_found"),
             (f"{url}/v2/health/live", bytes(100), {}, 405, "method"),
         ]:
-            answer = httpx2.post(address, content=body, headers=headers)
+            answer = httpx2.post(address, content=body, headers=headers, timeout=60)
             found = (answer.status_code, answer.json()["error"]["code"])
             assert found == (status, code), address
         evidence = f"{url}/vessels/v1/models/m/evidence"
         nonce = new_nonce().hex()
-        answer = httpx2.get(f"{evidence}?nonce={nonce}", headers={DEADLINE: "0"})
+        answer = httpx2.get(f"{evidence}?nonce={nonce}", headers={DEADLINE: "0"}, timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed")
-        answer = httpx2.get(f"{evidence}?nonce=00")
+        answer = httpx2.get(f"{evidence}?nonce=00", timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed")
 
 
@@ -109,10 +109,10 @@ def test_what_waits_on_a_cluster_is_run_together_or_refused(
         families = text_string_to_metric_families(handle.metrics.remote().result())
         return sum(s.value for f in families for s in f.samples if s.name == name)
 
-    def ask(deadline_ms: int = 30_000) -> httpx2.Response:
+    def ask(deadline_ms: int = 120_000) -> httpx2.Response:
         request, opener = sealer.seal_predict({"image": image})
         headers = {ENVIRONMENT: identity_of(claims.public_key), DEADLINE: str(deadline_ms)}
-        answer = httpx2.post(f"{path}/predict", content=request, headers=headers, timeout=60)
+        answer = httpx2.post(f"{path}/predict", content=request, headers=headers, timeout=180)
         if answer.status_code == 200:
             assert np.array_equal(opener.open(answer.content)["scores"], expected)
         return answer

@@ -45,7 +45,7 @@ def test_stack() -> None:
     assert placed.lower_bound == lower_bound(items) == 192
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 100_000), st.integers(1, 12))
 def test_everything_has_memory_of_its_own(seed: int, length: int) -> None:
     lowered = random_net(seed, length)
@@ -70,7 +70,7 @@ def test_everything_has_memory_of_its_own(seed: int, length: int) -> None:
     assert found.pool_size == plan.pool_size and found.scratch_size == plan.scratch_size
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 100_000), st.integers(1, 12))
 def test_conventional_plans_compute_the_same(seed: int, length: int) -> None:
     lowered = random_net(seed, length)

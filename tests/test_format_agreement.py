@@ -91,7 +91,7 @@ def enclave_refuses(path: Path) -> str | None:
         return str(error)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(files())
 def test_both_refuse_the_same_files(file: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -203,7 +203,7 @@ def test_the_program_takes_the_arguments(manifest: dict[str, Any], sealed: Seale
     given = [str(sealed.vessel) if x == "/model.vessel" else x for x in arguments]
     assert str(sealed.vessel) in given
     run = [str(find_enclave_binary()), *given]
-    done = subprocess.run(run, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    done = subprocess.run(run, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     wrong = subprocess.run([*run, "--other"], stdin=subprocess.DEVNULL, capture_output=True)
     assert wrong.returncode == 64

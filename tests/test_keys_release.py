@@ -21,6 +21,7 @@ from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey, OpenError
 
 from tests.attestation import CLAIMS, ENCLAVE, SGX
 from tests.keys import DIGEST, KEY, OTHER_DIGEST, Attester, listening, policy_of
+from tests.serving import one
 from vessels.attestation import CollateralFile, Evidence, Kind, Verifier
 from vessels.attestation.simulation import Platform, SimulationRoot
 from vessels.errors import KeyFileError
@@ -418,7 +419,7 @@ def test_oversized_bodies(running: Running) -> None:
 
 def connect(url: str) -> socket.socket:
     address = httpx2.URL(url)
-    return socket.create_connection((address.host, address.port or 80), timeout=20)
+    return socket.create_connection((address.host, address.port or 80), timeout=60)
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -428,7 +429,7 @@ def everything(connection: socket.socket) -> bytes:
     return received
 
 
-HASTY = Limits(head_seconds=2.0, body_seconds=2.0, idle_seconds=1)
+HASTY = Limits(head_seconds=3.0, body_seconds=3.0, idle_seconds=3)
 
 
 def test_slow_bodies(start: Callable[..., Running]) -> None:
@@ -452,16 +453,16 @@ def test_slow_heads(start: Callable[..., Running], sent: bytes) -> None:
 
 
 def test_a_slow_head_after_an_answer(start: Callable[..., Running]) -> None:
-    running = start(limits=replace(HASTY, idle_seconds=30))
+    running = start(limits=replace(HASTY, idle_seconds=120))
     whole = f"GET {PREFIX}/ready HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     with connect(running.url) as connection:
         connection.sendall(whole)
-        assert b'{"ready":true}' in connection.recv(1 << 16)
+        assert one(connection).endswith(b'{"ready":true}')
         connection.sendall(whole[:20])
         began = time.monotonic()
         with contextlib.suppress(ConnectionResetError):
             assert everything(connection) == b""
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 60
 
 
 def test_half_closed_and_vanishing_clients(running: Running) -> None:
@@ -491,11 +492,12 @@ def test_half_closed_and_vanishing_clients(running: Running) -> None:
 )
 def test_what_is_no_http(running: Running, sent: bytes) -> None:
     with connect(running.url) as connection:
-        connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
         try:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
             received = everything(connection)
-        except ConnectionResetError:
+        except OSError:
+            # The service had seen enough.
             received = b""
     assert received == b"" or received.startswith(b"HTTP/1.1 4")
     assert running.attested()
@@ -516,7 +518,7 @@ def test_more_connections_than_are_taken(start: Callable[..., Running]) -> None:
     assert closed >= 4
     for connection in idle:
         connection.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         # Until the service has seen that they are closed.
         try:

@@ -85,6 +85,29 @@ def test_a_passphrase(tmp_path: Path) -> None:
         KeyStore(path, Identity(pyrage.x25519.Identity.generate())).read()
 
 
+@pytest.mark.parametrize("busy_count", [1, 1000])
+def test_a_machine_that_is_busy_may_take_the_work_for_too_much(
+    monkeypatch: pytest.MonkeyPatch, busy_count: int
+) -> None:
+    """Age measures what it can do, and refuses what would take it long."""
+    tries: list[bytes] = []
+
+    def decrypt(sealed: bytes, passphrase: str) -> bytes:
+        tries.append(sealed)
+        if len(tries) <= busy_count:
+            raise pyrage.DecryptError("Excessive work parameter for passphrase.")
+        return b"plain"
+
+    monkeypatch.setattr(pyrage.passphrase, "decrypt", decrypt)
+    sealed = b"age-encryption.org/v1\n-> scrypt "
+    if busy_count == 1:
+        assert Passphrase("x").opened(sealed) == b"plain"
+    else:
+        with pytest.raises(ValueError, match="too much work"):
+            Passphrase("x").opened(sealed)
+    assert 1 < len(tries) < 100
+
+
 def test_another_identity_does_not_open_it(store: KeyStore) -> None:
     other = Identity(pyrage.x25519.Identity.generate())
     with pytest.raises(KeyFileError, match="the identity is another, or the file is altered"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyhpke import OpenError
 
@@ -82,8 +82,6 @@ _JSON = st.recursive(
 )
 
 
-# Slow is the machine, if anything.
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(["version", "model_digest", "session", "nonce", "expires_in", "error"]),

@@ -152,7 +152,7 @@ def test_ports_and_probes_are_those_of_the_server(
     assert {p["port"] for p in probes} == {port["name"]}
     with serving(sealed, tmp_path) as server:
         for probe in probes:
-            assert httpx2.get(f"{server.url}{probe['path']}").status_code == 200
+            assert httpx2.get(f"{server.url}{probe['path']}", timeout=60).status_code == 200
     assert f"--listen=0.0.0.0:{port['containerPort']}" in pod["args"]
     assert of("Service", found)["spec"]["ports"][0]["targetPort"] == port["name"]
     policy = of("NetworkPolicy", found)["spec"]

@@ -30,7 +30,7 @@ def sealed(plan: Plan, folder: Path) -> Path:
     return path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 100_000),
     st.integers(1, 12),
@@ -97,7 +97,6 @@ def test_a_conventional_plan_has_one_rung() -> None:
     assert plan.program.rungs[0].resident_size == plan.parameter_size
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 5000), max_size=200), st.data())
 def test_rungs_are_apart(units: list[int], data: st.DataObject) -> None:
     sizes = np.array([64 * u for u in sorted(units, reverse=True)], np.int64)

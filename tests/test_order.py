@@ -23,7 +23,7 @@ def is_valid(given: tuple[Instruction, ...], found: tuple[Instruction, ...]) -> 
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_valid_and_never_worse(seed: int, length: int) -> None:
     given_order = random_net(seed, length).instructions
@@ -32,7 +32,7 @@ def test_valid_and_never_worse(seed: int, length: int) -> None:
     assert peak_size(found) <= peak_size(given_order)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 4))
 def test_best_on_small_graphs(seed: int, length: int) -> None:
     instructions = random_net(seed, length).instructions[:7]
@@ -65,7 +65,7 @@ def test_slices_of_a_concatenation_do_not_overlap() -> None:
     assert overlap(a, c) and overlap(b, c) and overlap(a, a)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_overlap_is_never_missed(data: st.DataObject) -> None:
     """Against the sets of bytes themselves."""
@@ -92,6 +92,6 @@ def test_overlap_is_never_missed(data: st.DataObject) -> None:
 @pytest.mark.parametrize("length", [1000])
 def test_fast(length: int) -> None:
     instructions = random_net(3, length).instructions
-    start = time.perf_counter()
+    start = time.process_time()
     order(instructions)
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0

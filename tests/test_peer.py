@@ -47,7 +47,7 @@ def clean() -> Iterator[None]:
     """Nothing stays behind: no swap file, no group, no process."""
     before = traces()
     yield
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while traces() != before and time.monotonic() < end:
         time.sleep(0.05)
     assert traces() == before
@@ -134,7 +134,6 @@ def test_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @privileged
 def test_out_of_patience(model: Path, clean: None, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("vessels").propagate = True
     with caplog.at_level(logging.WARNING, "vessels"):
         assert peer_latency(model, INPUTS, [64 * MIB], patience=0.0) == ()
     assert "64 MiB: too slow" in caplog.text
@@ -180,7 +179,7 @@ def _eat(group: cgroup.MemoryGroup, mib: int) -> str:
             process.stdin.flush()
             said = process.stdout.readline().strip()
             if not said:
-                process.wait(10)
+                process.wait(60)
                 return "killed" if process.returncode == -signal.SIGKILL else "ended"
             status = Path(f"/proc/{process.pid}/status").read_text()
             swapped = next(x for x in status.splitlines() if x.startswith("VmSwap:"))
@@ -193,10 +192,10 @@ def _eat(group: cgroup.MemoryGroup, mib: int) -> str:
 @privileged
 def test_what_is_left_in_a_group_is_killed(clean: None) -> None:
     with memory_group() as group:
-        process = subprocess.Popen(["sleep", "60"])
+        process = subprocess.Popen(["sleep", "600"])
         group.add(process.pid)
     assert not group.path.exists()
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
 
 
 @privileged
@@ -218,9 +217,9 @@ def test_swap_is_removed_however_it_ends(how: signal.Signals, clean: None) -> No
     assert str(path) in Path("/proc/swaps").read_text()
     assert path.stat().st_mode & 0o777 == 0o600
     process.send_signal(how)
-    assert process.wait(10) != 0
+    assert process.wait(60) != 0
     process.stdout.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while path.exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not path.exists()

@@ -19,7 +19,7 @@ items = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(items, max_size=20))
 def test_valid(found: list[Item]) -> None:
     placement = place(found, seconds=0.05)

@@ -47,7 +47,7 @@ def example(program: LoweredProgram) -> dict[str, Array]:
     return {p.name: rng.standard_normal(p.view.shape).astype(np.float32) for p in program.inputs}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 100_000), st.integers(1, 12), st.sampled_from(["stream", "keep", "budget"]))
 def test_plans_compute_the_same(seed: int, length: int, how: str) -> None:
     lowered = random_net(seed, length)
@@ -112,7 +112,7 @@ def test_budgets() -> None:
     assert before is not None and before.resident_size == before.parameter_size
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(2, 10), st.integers(0, 400_000))
 def test_any_budget(seed: int, length: int, more: int) -> None:
     lowered = random_net(seed, length)

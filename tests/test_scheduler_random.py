@@ -57,7 +57,7 @@ def benches(draw: st.DrawFn) -> Bench:
     return bench
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(benches(), st.floats(0.2, 3.0), st.booleans())
 def test_promises_hold_and_every_ticket_is_answered(
     bench: Bench, load: float, failing: bool
@@ -94,7 +94,7 @@ def test_promises_hold_and_every_ticket_is_answered(
         assert what[-1] == "answered", what
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(benches(), st.lists(st.floats(0.0, 0.5), max_size=40))
 def test_same_events_same_decisions(bench: Bench, pauses: list[float]) -> None:
     """Two schedulers told the same say the same; one that is told nonsense is not moved by it."""

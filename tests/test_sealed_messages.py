@@ -195,7 +195,7 @@ def test_what_does_not_open_is_refused_before_it_is_believed(
     assert process.claims(NONCE) == claims
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_content_breaks_the_enclave(
     process: EnclaveProcess, claims: EnclaveClaims, data: st.DataObject

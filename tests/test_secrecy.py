@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.http_running import LocalServer, QuietHandler, running
+from tests.serving import state_of, until
 from vessels import secrecy
 from vessels.errors import VesselsError
 from vessels.secrecy import (
@@ -93,6 +94,7 @@ def process() -> Iterator[tuple[int, bytes]]:
         started.stdin.write(secret.hex().encode() + b"\n")
         started.stdin.flush()
         started.stdout.readline()
+        until(lambda: state_of(started.pid) == "S", "it to wait")
         yield started.pid, secret
 
 
@@ -127,7 +129,7 @@ def test_a_relay_passes_on_and_records_both_ways() -> None:
     body = os.urandom(300_000)
     with running(LocalServer(_Echo)) as server, Relay("127.0.0.1", server.server_port) as relay:
         for _ in range(2):
-            with urllib.request.urlopen(relay.url, data=body, timeout=20) as answer:
+            with urllib.request.urlopen(relay.url, data=body, timeout=60) as answer:
                 assert answer.read() == body[::-1]
         found = relay.search([Marker("sent", body), Marker("answered", body[::-1])])
         assert found.counts == {"sent": 2, "answered": 2}

@@ -21,6 +21,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from benchmarks.ports import held_port
 from tests.conftest import ROOT, Sealed
 from tests.serving import PATIENCE, until
 from vessels.attestation import Evidence, new_nonce
@@ -33,10 +34,9 @@ from vessels.serve.logs import Lines, Style
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
+def get(url: str, **options: Any) -> httpx2.Response:
+    """An answer, which may take long where the tests have little of the machine."""
+    return httpx2.get(url, timeout=PATIENCE, **options)
 
 
 @dataclass
@@ -88,7 +88,7 @@ def test_serves_until_it_is_told_to_stop(sealed: Sealed, tmp_path: Path) -> None
     with served(tmp_path, sealed.vessel, "--insecure-key", sealed.key) as server:
         url = server.await_event("serving")["url"]
         enclave = server.await_event("model_ready") and server.await_event("enclave_started")["pid"]
-        assert httpx2.get(f"{url}/v2/health/ready").json()["models"] == {"m": "ready"}
+        assert get(f"{url}/v2/health/ready").json()["models"] == {"m": "ready"}
         warnings = [e["message"] for e in server.events if e["event"] == "message"]
         assert any("--insecure-key" in w for w in warnings)
         assert any("does NOT protect" in w for w in warnings)
@@ -113,9 +113,9 @@ def test_a_folder_within_a_bounded_memory(sealed: Sealed, tmp_path: Path) -> Non
         for name in event["models"]:
             nonce = new_nonce().hex()
             path = f"{url}/vessels/v1/models/{name}"
-            claims = Evidence.decode(httpx2.get(f"{path}/evidence?nonce={nonce}").content).claims
+            claims = Evidence.decode(get(f"{path}/evidence?nonce={nonce}").content).claims
             body, opener = RequestSealer(claims.public_key, claims.model_digest).seal_describe()
-            opener.open(httpx2.post(f"{path}/predict", content=body).content)
+            opener.open(httpx2.post(f"{path}/predict", content=body, timeout=PATIENCE).content)
         assert server.end() == 0
 
 
@@ -179,10 +179,11 @@ def test_a_second_signal_ends_it_at_once(sealed: Sealed, tmp_path: Path) -> None
         connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
         with connection:
             connection.sendall(
-                b"GET /vessels/v1/models/m/evidence?nonce=%b HTTP/1.1\r\nHost: x\r\n\r\n"
-                % (b"00" * 32)
+                b"POST /vessels/v1/models/m/predict HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: application/octet-stream\r\nContent-Length: 200\r\n\r\n"
+                + bytes(200)
             )
-            time.sleep(0.2)
+            until(lambda: 'vessels_waiting{model="m"} 1' in get(f"{url}/metrics").text, "a request")
             server.process.send_signal(signal.SIGINT)
             server.await_event("stopping")
             time.sleep(0.3)
@@ -198,15 +199,18 @@ def test_the_log_holds_no_content(sealed: Sealed, tmp_path: Path) -> None:
         server.await_event("model_ready")
         path = f"{url}/vessels/v1/models/m"
         nonce = new_nonce().hex()
-        claims = Evidence.decode(httpx2.get(f"{path}/evidence?nonce={nonce}").content).claims
+        claims = Evidence.decode(get(f"{path}/evidence?nonce={nonce}").content).claims
         sealer = RequestSealer(claims.public_key, claims.model_digest)
         body, opener = sealer.seal_predict({"image": image})
-        scores = opener.open(httpx2.post(f"{path}/predict", content=body).content)["scores"]
-        httpx2.post(f"{path}/predict", content=body[:-1])
+        scores = opener.open(
+            httpx2.post(f"{path}/predict", content=body, timeout=PATIENCE).content
+        )["scores"]
+        httpx2.post(f"{path}/predict", content=body[:-1], timeout=PATIENCE)
         # What a client puts into addresses and headers is nothing for a log either.
-        for odd in (f"/{text}", f"/v2/models/{text}/ready", f"/vessels/v1/models?{text}"):
-            httpx2.get(url + odd, headers={"User-Agent": text, "X-Vessels": text})
-        httpx2.post(f"{path}/predict", content=text.encode(), headers={"Content-Type": text})
+        for place in (f"/{text}", f"/v2/models/{text}/ready", f"/vessels/v1/models?{text}"):
+            get(url + place, headers={"User-Agent": text, "X-Vessels": text})
+        odd = {"Content-Type": text}
+        httpx2.post(f"{path}/predict", content=text.encode(), headers=odd, timeout=PATIENCE)
         assert server.end() == 0
     said = server.log.read_bytes()
     assert b"predicted" in said and b"not_opened" in said and b"unknown_model" in said
@@ -246,17 +250,19 @@ def key_service(sealed: Sealed, tmp_path: Path, port: int) -> Iterator[Command]:
 
 
 def test_a_dead_key_service_and_its_revival(sealed: Sealed, tmp_path: Path) -> None:
-    port = free_port()
-    with served(tmp_path, sealed.vessel, "--keys", f"http://127.0.0.1:{port}") as server:
+    with (
+        held_port() as port,
+        served(tmp_path, sealed.vessel, "--keys", f"http://127.0.0.1:{port}") as server,
+    ):
         url = server.await_event("serving")["url"]
         why = server.await_event("key_not_given")["why"]
         assert "out of reach" in why
-        assert httpx2.get(f"{url}/v2/health/ready").status_code == 503
+        assert get(f"{url}/v2/health/ready").status_code == 503
         with key_service(sealed, tmp_path, port):
             server.await_event("model_ready")
-            assert httpx2.get(f"{url}/v2/health/ready").status_code == 200
+            assert get(f"{url}/v2/health/ready").status_code == 200
         # A dead service is of no concern to an enclave that has its key.
-        assert httpx2.get(f"{url}/v2/health/ready").status_code == 200
+        assert get(f"{url}/v2/health/ready").status_code == 200
         assert server.end() == 0
 
 

@@ -118,8 +118,8 @@ def test_a_killed_enclave_is_replaced_and_who_waited_is_told(running: Running) -
         for answer in answers:
             told = answer.result(PATIENCE)
             assert (told.status_code, told.json()["error"]["code"]) == (503, "enclave_ended")
-        assert time.monotonic() - began < 5
-    assert httpx2.get(f"{running.url}/v2/health/live").status_code == 200
+        assert time.monotonic() - began < 30
+    assert httpx2.get(f"{running.url}/v2/health/live", timeout=PATIENCE).status_code == 200
     running.await_ready()
     assert running.enclave != killed
     # No other enclave opens what was sealed to the first.
@@ -133,8 +133,8 @@ def test_a_killed_enclave_is_replaced_and_who_waited_is_told(running: Running) -
 def test_an_enclave_killed_at_rest_is_replaced(running: Running) -> None:
     killed = running.enclave
     os.kill(killed, signal.SIGKILL)
-    until(lambda: not running.served.ready, "the death to be noticed")
-    down = httpx2.get(f"{running.url}/v2/health/ready")
+    until(lambda: running.count("vessels_enclave_ends_total", model="m") == 1, "its end")
+    down = httpx2.get(f"{running.url}/v2/health/ready", timeout=PATIENCE)
     assert down.status_code in (200, 503)
     running.await_ready()
     assert running.enclave != killed
@@ -147,10 +147,10 @@ def test_while_an_enclave_starts_requests_are_refused_at_once(sealed: Sealed) ->
         answer = running.post(bytes(200))
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert answer.headers["retry-after"]
-        ready = httpx2.get(f"{running.url}/v2/health/ready")
+        ready = httpx2.get(f"{running.url}/v2/health/ready", timeout=PATIENCE)
         assert ready.status_code == 503
         assert ready.json()["models"] == {"m": "waiting for its key"}
-        assert httpx2.get(f"{running.url}/v2/models/m/ready").status_code == 503
+        assert httpx2.get(f"{running.url}/v2/models/m/ready", timeout=PATIENCE).status_code == 503
         # Evidence is there before the key is, or nobody could give it.
         assert running.evidence().claims.model_digest == running.served.digest
 
@@ -194,7 +194,7 @@ def test_the_key_of_another_model(sealed: Sealed, tmp_path: Path) -> None:
             lambda: running.count("vessels_enclave_ends_total", model="m") >= 1, "a refusal"
         )  # fmt: skip
         assert not running.served.ready
-        assert httpx2.get(f"{running.url}/v2/health/live").status_code == 200
+        assert httpx2.get(f"{running.url}/v2/health/live", timeout=PATIENCE).status_code == 200
 
 
 @dataclass
@@ -269,7 +269,7 @@ def test_an_expired_quote_gets_no_key(sealed: Sealed, caplog: pytest.LogCaptureF
     ):
         until(lambda: failed_keys(running) >= 1, "a refusal")
         assert not running.served.ready
-        assert httpx2.get(f"{running.url}/v2/health/live").status_code == 200
+        assert httpx2.get(f"{running.url}/v2/health/live", timeout=PATIENCE).status_code == 200
         backend.fresh = True
         running.await_ready()
     assert "expired" in reason(caplog)
@@ -282,7 +282,7 @@ def reason(caplog: pytest.LogCaptureFixture) -> str:
 
 
 def test_an_enclave_that_hangs_is_ended(sealed: Sealed) -> None:
-    with serving({"m": sealed.vessel}, sealed.key, limits=Limits(predict_seconds=0.5)) as running:
+    with serving({"m": sealed.vessel}, sealed.key, limits=Limits(predict_seconds=3.0)) as running:
         running.await_ready()
         hung = running.enclave
         body, _ = running.sealed({"image": image()})
@@ -476,6 +476,6 @@ def test_a_shutdown_does_not_wait_for_a_key_service(sealed: Sealed) -> None:
             assert asked.wait(PATIENCE)
             began = time.monotonic()
             running.stop()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     finally:
         held.set()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import httpx2
 import pytest
@@ -17,9 +19,18 @@ from vessels.listening_protocol import AHEAD_COUNT, HEAD_SIZE
 from vessels.serve.limits import Limits
 
 LIMITS = Limits(
-    connection_count=8, surplus_count=8, head_seconds=1.0, idle_seconds=2, body_seconds=1.0,
-    body_rate=1 << 30, write_seconds=1.0, shutdown_seconds=2.0,
+    connection_count=8, surplus_count=8, head_seconds=3.0, idle_seconds=3, body_seconds=3.0,
+    body_rate=1 << 30, write_seconds=3.0, shutdown_seconds=2.0,
 )  # fmt: skip
+"""Short, but longer than a machine that has other work stands still."""
+
+SOON = 30.0
+"""Seconds: much later than these limits, much sooner than tests give up."""
+
+
+def get(url: str, **options: Any) -> httpx2.Response:
+    """An answer, which may take long where the tests have little of the machine."""
+    return httpx2.get(url, timeout=PATIENCE, **options)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,7 @@ def still_serves(running: Running) -> Iterator[None]:
     enclave = running.enclave
     until(lambda: connections(running) == 0, "connections that are closed")
     yield
-    until(lambda: httpx2.get(f"{running.url}/v2/health/ready").status_code == 200, "a ready server")
+    until(lambda: get(f"{running.url}/v2/health/ready").status_code == 200, "a ready server")
     assert running.enclave == enclave
 
 
@@ -44,18 +55,18 @@ def connections(running: Running) -> float:
 
 
 def test_health_and_models(running: Running) -> None:
-    assert httpx2.get(f"{running.url}/v2/health/live").json() == {"live": True}
-    ready = httpx2.get(f"{running.url}/v2/health/ready")
+    assert get(f"{running.url}/v2/health/live").json() == {"live": True}
+    ready = get(f"{running.url}/v2/health/ready")
     assert ready.status_code == 200 and ready.json()["models"] == {"m": "ready"}
-    assert httpx2.get(f"{running.url}/v2/models/m/ready").json()["ready"] is True
-    [model] = httpx2.get(f"{running.url}/vessels/v1/models").json()["models"]
+    assert get(f"{running.url}/v2/models/m/ready").json()["ready"] is True
+    [model] = get(f"{running.url}/vessels/v1/models").json()["models"]
     assert model["name"] == "m" and model["model_digest"] == running.served.digest.hex()
 
 
 def test_metrics_are_what_prometheus_reads(running: Running) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
-    text = httpx2.get(f"{running.url}/metrics").text
+    text = get(f"{running.url}/metrics").text
     names = {family.name for family in text_string_to_metric_families(text)}
     assert {"vessels_requests", "vessels_model_ready", "process_resident_memory_bytes"} <= names
 
@@ -71,7 +82,7 @@ def test_metrics_are_what_prometheus_reads(running: Running) -> None:
 )
 def test_metrics_whatever_is_accepted(running: Running, accepted: str) -> None:
     headers = {b"accept": accepted.encode("latin-1")}
-    answer = httpx2.get(f"{running.url}/metrics", headers=headers)
+    answer = get(f"{running.url}/metrics", headers=headers)
     assert answer.status_code == 200 and "vessels_model_ready" in answer.text
 
 
@@ -97,7 +108,7 @@ def test_metrics_whatever_is_accepted(running: Running, accepted: str) -> None:
     ],
 )  # fmt: skip
 def test_refusals(running: Running, method: str, path: str, status: int, code: str) -> None:
-    answer = httpx2.request(method, running.url + path)
+    answer = httpx2.request(method, running.url + path, timeout=PATIENCE)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     if status == 405:
         assert answer.headers["allow"]
@@ -107,7 +118,8 @@ def test_refusals(running: Running, method: str, path: str, status: int, code: s
     "headers", [{"content-type": "application/json"}, {"content-encoding": "gzip"}]
 )
 def test_bodies_of_another_type(running: Running, headers: dict[str, str]) -> None:
-    answer = httpx2.post(f"{running.path}/predict", content=bytes(100), headers=headers)
+    path = f"{running.path}/predict"
+    answer = httpx2.post(path, content=bytes(100), headers=headers, timeout=PATIENCE)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "media_type")
 
 
@@ -131,7 +143,8 @@ def test_a_large_body_is_refused_before_it_is_sent(running: Running) -> None:
 
 def test_a_large_body_without_a_declared_size(running: Running) -> None:
     part = bytes(1 << 16)
-    answer = httpx2.post(f"{running.path}/predict", content=(part for _ in range(100)))
+    body = (part for _ in range(100))
+    answer = httpx2.post(f"{running.path}/predict", content=body, timeout=PATIENCE)
     assert answer.json()["error"]["code"] == "too_large"
 
 
@@ -144,11 +157,11 @@ def test_a_refused_body_that_still_comes_is_read_for_a_while_only(running: Runni
             while time.monotonic() - began < PATIENCE:
                 connection.sendall(bytes(1 << 10))
                 time.sleep(0.05)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SOON
 
 
 def test_after_a_refusal_the_connection_is_of_use(running: Running) -> None:
-    with httpx2.Client() as client:
+    with httpx2.Client(timeout=PATIENCE) as client:
         for _ in range(3):
             size = running.served.largest_request + 1
             assert client.post(f"{running.path}/predict", content=bytes(size)).status_code == 413
@@ -275,7 +288,7 @@ def test_a_slow_head_ends_the_connection(running: Running, begun: bytes) -> None
     with running.connect() as connection:
         connection.sendall(begun)
         assert rest(connection) == b""
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < SOON
 
 
 def test_a_head_that_trickles_ends_the_connection(running: Running) -> None:
@@ -285,7 +298,7 @@ def test_a_head_that_trickles_ends_the_connection(running: Running) -> None:
         while time.monotonic() - began < PATIENCE:
             connection.sendall(b"X: y\r\n")
             time.sleep(0.05)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
 
 
 def test_a_slow_body_is_refused(running: Running) -> None:
@@ -299,7 +312,7 @@ def test_an_idle_connection_is_closed(running: Running) -> None:
         connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         began = time.monotonic()
         assert rest(connection).startswith(b"HTTP/1.1 200 ")
-        assert 1 < time.monotonic() - began < 6
+        assert 1 < time.monotonic() - began < SOON
 
 
 def test_a_client_that_reads_nothing_is_given_up(running: Running) -> None:
@@ -331,29 +344,33 @@ def test_half_closed_before_the_body_is_whole(running: Running) -> None:
     )  # fmt: skip
 
 
-def test_too_many_connections(running: Running) -> None:
-    held = []
-    try:
-        for _ in range(LIMITS.connection_count):
-            held.append(running.connect())
-        until(lambda: connections(running) == LIMITS.connection_count, "connections to be accepted")
-        surplus = httpx2.get(f"{running.url}/v2/health/ready")
-        assert surplus.status_code == 429 and surplus.json()["error"]["code"] == "overloaded"
-        assert surplus.headers["retry-after"]
-        # Who watches over the server shall not think it dead.
-        assert httpx2.get(f"{running.url}/v2/health/live").status_code == 200
-        for _ in range(LIMITS.connection_count):
-            held.append(running.connect())
-        with running.connect() as closed:
-            assert rest(closed) == b""
-    finally:
-        for connection in held:
-            connection.close()
+def test_too_many_connections(sealed: Sealed) -> None:
+    # Nobody shall go meanwhile who says nothing.
+    limits = replace(LIMITS, head_seconds=2 * PATIENCE)
+    count = limits.connection_count
+    with serving({"m": sealed.vessel}, sealed.key, limits=limits) as running:
+        running.await_ready()
+        until(lambda: connections(running) == 0, "connections that are closed")
+        held = []
+        try:
+            for _ in range(count):
+                held.append(running.connect())
+            until(lambda: connections(running) == count, "connections to be accepted")
+            surplus = get(f"{running.url}/v2/health/ready")
+            assert surplus.status_code == 429 and surplus.json()["error"]["code"] == "overloaded"
+            assert surplus.headers["retry-after"]
+            # Who watches over the server shall not think it dead.
+            assert get(f"{running.url}/v2/health/live").status_code == 200
+            for _ in range(count):
+                held.append(running.connect())
+            with running.connect() as closed:
+                assert rest(closed) == b""
+        finally:
+            for connection in held:
+                connection.close()
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     st.one_of(
         st.binary(max_size=300),
@@ -367,8 +384,12 @@ def test_too_many_connections(running: Running) -> None:
 )  # fmt: skip
 def test_any_bytes(running: Running, raw: bytes) -> None:
     with running.connect() as connection:
-        connection.sendall(raw)
-        connection.shutdown(socket.SHUT_WR)
+        try:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The server had seen enough.
+            return
         said = rest(connection)
     assert not said or said.startswith(b"HTTP/1.1 ")
     assert b" 500 " not in said.split(b"\r\n")[0]

@@ -212,7 +212,7 @@ def test_a_small_evaluation_is_measured_once(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     settings = replace(
-        QUICK, client_counts=(2,), tenant_counts=(2,), seconds=0.5, load_seconds=3.0, loads=(2.0,)
+        QUICK, client_counts=(2,), tenant_counts=(2,), seconds=2.0, load_seconds=3.0, loads=(2.0,)
     )
     try:
         fault_cost()

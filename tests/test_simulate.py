@@ -58,7 +58,7 @@ def trace_of(
 
 
 @every_policy
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     epc=st.integers(10, 60),

@@ -27,7 +27,7 @@ def plain(name: str, seconds: float) -> SimulatedModel:
     return SimulatedModel(ModelSpec(name, (Shape(0, 1, 1, MIB),)), (time,), (0.0,))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.integers(0, 12), st.integers(1, 10), st.booleans()), min_size=1, max_size=7

@@ -174,7 +174,7 @@ class PlainEpc:
             self.refill()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(LEAST_CAPACITY, 250), st.booleans())
 def test_the_policy_is_the_one_stated(seed: int, capacity: int, swept: bool) -> None:
     rng = np.random.default_rng(seed)

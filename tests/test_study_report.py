@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.study_example import MIB, RUNTIME_SIZE, example, without_emulator
@@ -406,7 +406,6 @@ ROWS = st.lists(
 ).map(lambda rows: [replace(row, index=n) for n, row in enumerate(rows)])
 
 
-@settings(deadline=None)
 @given(ROWS, ROWS)
 def test_layers_join_in_order_and_none_is_lost(old: list[LayerRow], new: list[LayerRow]) -> None:
     joined = join_layers(old, new)

@@ -182,7 +182,7 @@ def check_kinds(program: Program, trace: Trace) -> None:
             assert pages.max() <= (start + size - 1) // PAGE_SIZE, kind
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 100_000), st.integers(1, 10), st.booleans())
 def test_random_networks(seed: int, length: int, resident: bool) -> None:
     check_trace(make_plan(random_net(seed, length), resident=resident, threads=2).program)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from benchmarks.chaos.processes import enclaves
 from benchmarks.chaos.rules import Rule, Verdict
 from benchmarks.chaos.stage import Stage
 from benchmarks.chaos.watching import Watch
+from benchmarks.ports import held_port
 
 START_SECONDS = 120.0
 REST_SECONDS = 60.0
@@ -125,7 +125,8 @@ class _Run:
 
     def _start(self, parties: ExitStack) -> None:
         stage, seed = self.stage, self.setting.seed
-        keys_port, port = free_port(), free_port()
+        # Who is started again is to be found where it was.
+        keys_port, port = (parties.enter_context(held_port()) for _ in range(2))
         url = f"http://127.0.0.1:{port}"
         keys = [f"--key={m.name}={stage.key(m.name)}" for m in stage.models]
         self.keys = Party(
@@ -197,7 +198,7 @@ class _Run:
         """Nobody asks any more: nothing waits, and what is accounted for is what runs."""
         end = time.monotonic() + REST_SECONDS
         account, exact = None, False
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=REST_SECONDS) as http:
             while time.monotonic() < end:
                 compared = self.watch.exact_count
                 account = await self.watch.sample(http)
@@ -253,11 +254,3 @@ class _Run:
             broken={rule: verdict.counts[rule] for rule in Rule if verdict.counts[rule]},
             examples={str(rule): found for rule, found in verdict.examples.items()},
         )
-
-
-def free_port() -> int:
-    """One that nobody listens on now: who is started again is to be found where it was."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port

@@ -22,6 +22,11 @@ MAX_IDENTITY_SIZE = 1 << 16
 _BEGINNING = b"age-encryption.org/v1\n"
 _PASSPHRASE_STANZA = b"-> scrypt "
 
+_TOO_MUCH_WORK = "Excessive work"
+_TRIES = 10
+"""How much work is too much is measured each time in some milliseconds, which a busy machine may
+make out to be many."""
+
 
 class Envelope(Protocol):
     """Something that encrypts to itself."""
@@ -59,11 +64,17 @@ class Passphrase:
         """See :class:`Envelope`."""
         if not needs_passphrase(sealed):
             raise ValueError("it opens with an identity file, not with a passphrase")
-        try:
-            plain: bytes = pyrage.passphrase.decrypt(sealed, self.text)
-        except pyrage.DecryptError:
-            raise ValueError("the passphrase is wrong, or the file is altered") from None
-        return plain
+        for _ in range(_TRIES):
+            try:
+                plain: bytes = pyrage.passphrase.decrypt(sealed, self.text)
+            except pyrage.DecryptError as error:
+                if _TOO_MUCH_WORK not in str(error):
+                    raise ValueError("the passphrase is wrong, or the file is altered") from None
+            else:
+                return plain
+        raise ValueError(
+            "its passphrase takes too much work for this machine, or the file is altered"
+        )
 
 
 @dataclass(frozen=True)
