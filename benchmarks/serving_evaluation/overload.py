@@ -144,10 +144,13 @@ def _best(points: Sequence[ClosedPoint]) -> float:
 
 
 def _content(ours: Sequence[ClosedPoint]) -> int:
-    """How many clients were answered best, none of them refused if there is such a point."""
-    served = [p for p in ours if p.seen is not None]
-    content = [p for p in served if p.seen is not None and not p.seen.refused]
-    return max(content or served, key=lambda p: _best([p])).clients
+    """The most clients none of whom was refused, or the fewest of all if some always were.
+
+    They keep its runs as full as may be. Which number was answered best once is more by chance.
+    """
+    served = {p.clients: p.seen for p in ours if p.seen is not None}
+    content = [clients for clients, seen in served.items() if not seen.refused]
+    return max(content, default=min(served))
 
 
 def _in_turn(
