@@ -53,6 +53,8 @@ class Nodes:
 def nodes(*epc_mib: int, head_epc_mib: int = 0) -> Iterator[Nodes]:
     """A cluster of a head and of nodes with so much trusted memory each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray's own is 15, with which whatever else runs here keeps a cluster from starting in time.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray knows no other name
     # What waits for room says so after this, else after 30 s.
     os.environ["RAY_SERVE_SLOW_STARTUP_WARNING_S"] = "5"
     cluster = Cluster(
