@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.serving_evaluation.systems import System
 from benchmarks.trust import client_policy
+from vessels.closing import await_end
 from vessels.errors import UsageError
 from vessels.study.emulator import Emulator
 
@@ -108,7 +109,8 @@ def served(
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "benchmarks.serving_evaluation.host", str(file)]
         process = subprocess.Popen(command, stderr=stack.enter_context(log.open("wb")))
-        stack.callback(_stop, process)
+        stack.callback(await_end, process, STOP_SECONDS)
+        stack.callback(process.terminate)
         found = Served(_url(process, log), tuple(models), policy, emulator)
         found.wait()
         yield found
@@ -126,12 +128,3 @@ def _url(process: subprocess.Popen[bytes], log: Path) -> str:
                 raise NotServedError(said.splitlines()[-1])
             raise RuntimeError(f"the server ended at its start: {said}")
         time.sleep(0.05)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
